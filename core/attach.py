@@ -1,0 +1,257 @@
+"""Methods onto a MODEL: the only file that touches one.
+
+What is installed on a clone: one tuple of methods and one record in ``transformer_options``, one wrapper around sampling
+(checks, opens and closes the run) and one around each model call. The attention override itself is composed at run time
+over whatever override is there by then, so node order with other packs does not matter, and a pack that overwrites the
+slot becomes our backend.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import Trace, attend
+from . import signature
+from .call import AttentionCall, Geometry
+from .errors import LoomError
+from .families import family_of
+from .families.base import Family, RopeAxis, Unclear, running
+from .methods.base import Method
+from .report import Entry, Record, Run
+from .weave import Draft, weave
+
+METHODS = "loom_methods"
+RECORD = "loom_record"
+KEY = "loom"
+OVERRIDE = "optimized_attention_override"
+
+log = logging.getLogger(__name__)
+
+
+def attach(model: Any, method: Method) -> Any:
+    """A clone of ``model`` (a host ModelPatcher) on which ``method`` acts.
+
+    Off settings give a plain clone, bit-identical in use. Raises UnsupportedModel or the method's own LoomError.
+    """
+    clone = model.clone()
+    if method.off:
+        return clone
+    diffusion = clone.get_model_object("diffusion_model")
+    family = family_of(diffusion)
+    method.check_family(family, diffusion)
+
+    options = clone.model_options["transformer_options"] = dict(clone.model_options.get("transformer_options", {}))
+    present: tuple[Method, ...] = options.get(METHODS, ())
+    if not present:
+        family.install(clone)
+    kept = tuple(m for m in present if not (method.unique and type(m) is type(method)))
+    options[METHODS] = (*kept, method)
+    options[RECORD] = Record()
+    _install_wrappers(clone)
+    return clone
+
+
+def methods_of(model: Any) -> tuple[Method, ...]:
+    """The methods attached to a MODEL."""
+    return model.model_options.get("transformer_options", {}).get(METHODS, ())
+
+
+def record_of(model: Any) -> Record | None:
+    """The record of a MODEL, or None if no Loom node is on it."""
+    return model.model_options.get("transformer_options", {}).get(RECORD)
+
+
+def _install_wrappers(clone: Any) -> None:
+    import comfy.patcher_extension as extension
+
+    kinds = extension.WrappersMP
+    for kind, wrapper in ((kinds.OUTER_SAMPLE, _outer_sample), (kinds.APPLY_MODEL, _apply_model)):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+
+
+# --- one sampling run -----------------------------------------------------------------------------------------------
+
+
+def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Checks before the first step; opens the run and closes it, whatever happens."""
+    guider = executor.class_obj
+    options = guider.model_options.get("transformer_options", {})
+    methods, record = options.get(METHODS, ()), options.get(RECORD)
+    if not methods or record is None:
+        return executor(noise, *args, **kwargs)
+    patcher = guider.model_patcher
+    diffusion = patcher.get_model_object("diffusion_model")
+    family = family_of(diffusion)
+    run = record.begin(family.name, tuple(m.owner for m in methods), str(patcher.load_device))
+    failed = True
+    try:
+        _check(family, diffusion, noise, methods, run)
+        result = executor(noise, *args, **kwargs)
+        failed = False
+        return result
+    finally:
+        record.end(failed)
+        if not failed:
+            for owner, n in run.touched.items():
+                if n == 0:
+                    log.warning("%s changed nothing in this run%s", owner, "".join(f"; {r}" for r in run.reasons_against(owner)[:3]))
+
+
+def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method, ...], run: Run) -> None:
+    """Every method looks at the latent before the first step."""
+    try:
+        geometry = family.geometry(diffusion, noise, None, {})
+    except (IndexError, Unclear) as error:
+        raise LoomError(f"the latent has the shape {tuple(noise.shape)}, which {family.name} cannot take ({error}); connect a latent made for this model.") from error
+    run.grid = geometry.grid
+    for method in methods:
+        method.check_run(family, geometry, run.warn)
+    for sentence in run.warnings:
+        log.warning(sentence)
+
+
+# --- one model call -------------------------------------------------------------------------------------------------
+
+
+def _apply_model(
+    executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None, transformer_options: dict[str, Any] | None = None, **extra: Any
+) -> Tensor:
+    """Puts our override over the one that is there now; leaves the model call alone if no method acts at this sigma."""
+    given = transformer_options or {}
+    methods: tuple[Method, ...] = given.get(METHODS, ())
+    record: Record | None = given.get(RECORD)
+    if not methods or record is None:
+        return executor(x, t, c_concat, c_crossattn, control, given, **extra)
+    base = executor.class_obj
+    sigma = float(given["sigmas"].max()) if "sigmas" in given else float(t.max())
+    active = tuple(m for m in methods if m.window.contains(sigma, base.model_sampling.percent_to_sigma))
+    family = family_of(base.diffusion_model)
+    # a model called outside of sampling (a preview, a test) still gets a run, one that nobody keeps
+    run = record.current or Run(family.name, tuple(m.owner for m in methods), str(x.device))
+    run.step(sigma)
+    if not active:
+        run.count(Entry("model call", False, "host", reason="outside every method's percent window"))
+        return executor(x, t, c_concat, c_crossattn, control, given, **extra)
+    geometry = family.geometry(base.diffusion_model, x, c_crossattn, extra)
+    run.grid = geometry.grid
+    options = dict(given)
+    family.mark(options, base.diffusion_model)
+    options[OVERRIDE] = _Woven(active, family, geometry, run, sigma, _progress(given, sigma), _rope(family, base.diffusion_model, run), given.get(OVERRIDE)).override
+    return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+
+
+def _progress(options: dict[str, Any], sigma: float) -> float:
+    """Place of this noise level in the schedule, 0 to 1, interpolated: samplers may evaluate between steps."""
+    sigmas = options.get("sample_sigmas")
+    if sigmas is None or len(sigmas) < 2:
+        return 0.0
+    levels = sigmas.detach().double().cpu().flip(0)
+    at = int(torch.searchsorted(levels, torch.tensor(sigma, dtype=torch.float64)).clamp(1, len(levels) - 1))
+    low, high = float(levels[at - 1]), float(levels[at])
+    part = 0.0 if high == low else (sigma - low) / (high - low)
+    return float(min(1.0, max(0.0, 1.0 - (at - 1 + part) / (len(levels) - 1))))
+
+
+def _rope(family: Family, diffusion: Any, run: Run) -> RopeAxis | None:
+    """The temporal axis, built once per run."""
+    if "rope" not in run.state:
+        run.state["rope"] = family.rope(diffusion)
+    return run.state["rope"]
+
+
+class _Woven:
+    """The override of one model call."""
+
+    def __init__(
+        self,
+        methods: tuple[Method, ...],
+        family: Family,
+        geometry: Geometry,
+        run: Run,
+        sigma: float,
+        progress: float,
+        rope: RopeAxis | None,
+        previous: Callable[..., Tensor] | None,
+    ) -> None:
+        self.methods, self.family, self.geometry, self.run = methods, family, geometry, run
+        self.sigma, self.progress, self.rope, self.previous = sigma, progress, rope, previous
+
+    def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """The host calls this instead of its attention."""
+        try:
+            sig = signature.read(func, *args, **kwargs)
+        except TypeError as error:
+            self.run.count(Entry("unreadable call", False, "host", reason=str(error)))
+            return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
+        mark = running(sig.options)
+        try:
+            call = self._call(sig)
+        except Unclear as error:
+            self.run.count(Entry("call not understood", False, self._host, reason=str(error)))
+            return sig.stock(self.previous)
+        finally:
+            if mark is not None:
+                mark.calls += 1
+        draft = weave(self.methods, call, lambda method: True)
+        return self._execute(sig, call, draft)
+
+    @property
+    def _host(self) -> str:
+        return "host" if self.previous is None else "host, through another pack's override"
+
+    def _call(self, sig: signature.Signature) -> AttentionCall:
+        place = self.family.place(sig.options, self.geometry, sig.q.shape[2], sig.k.shape[2])
+        for side, layout, n in (("queries", place.q, sig.q.shape[2]), ("keys", place.k, sig.k.shape[2])):
+            if layout.length != n:
+                raise Unclear(f"{place.block} {place.kind}: {n} {side}, but the tokens known make {layout.length}")
+        window = sig.options.get("context_window")
+        return AttentionCall(
+            family=self.family.name,
+            block=place.block,
+            kind=place.kind,
+            heads=sig.heads,
+            width=sig.q.shape[3],
+            q=place.q,
+            k=place.k,
+            sigma=self.sigma,
+            progress=self.progress,
+            rows=tuple(sig.options.get("cond_or_uncond", ())),
+            batch=sig.q.shape[0],
+            device=sig.q.device,
+            dtype=sig.q.dtype,
+            frames=None if window is None else tuple(window.index_list),
+            uuids=tuple(sig.options.get("uuids", ())),
+            rope=self.rope,
+            run=self.run,
+        )
+
+    def _execute(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:
+        plan = draft.plan()
+        reason = "; ".join(dict.fromkeys(f"{owner}: {why}" for owner, why in draft.left))
+        if plan.empty:
+            self.run.count(Entry(call.kind, False, self._host, reason=reason), call)
+            return sig.stock(self.previous)
+        try:
+            bias = sig.key_bias()
+        except ValueError as error:
+            self.run.warn(f"{', '.join(draft.owners)} left calls alone: {error}")
+            self.run.count(Entry(call.kind, False, self._host, reason=str(error)), call)
+            return sig.stock(self.previous)
+        parts = tuple(sorted(plan.features))
+        owners, backend = draft.owners, draft.backend()
+        if bias is not None:
+            draft.bias("the prompt's padding mask", bias)
+            plan = draft.plan()
+        trace = Trace()
+        out = self.run.timed(
+            lambda: attend(sig.q, sig.k, sig.v, plan, scale=sig.scale, backend=backend, dense=sig.dense(self.previous), trace=trace)
+        )
+        declined = "; ".join(f"{name}: {why}" for name, why in trace.declined)
+        self.run.count(Entry(call.kind, True, self._host if trace.backend == "host" else trace.backend, owners, parts, declined), call)
+        return sig.give(out)

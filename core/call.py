@@ -1,0 +1,158 @@
+"""What is known about one attention call: where it happens, what its tokens are, and how far the sampling is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .report import Run
+
+Kind = Literal["self", "cross", "joint", "other"]
+SpanKind = Literal["text", "image", "video", "reference", "other"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of consecutive tokens of one meaning.
+
+    grid (T, Y, X) in tokens, frame-major, for "image" (T = 1) and "video" spans; ``length`` is then T * Y * X.
+    """
+
+    kind: SpanKind
+    length: int
+    grid: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.grid is not None and self.grid[0] * self.grid[1] * self.grid[2] != self.length:
+            raise ValueError(f"span of {self.length} tokens cannot have the grid {self.grid}")
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The ordered spans of one side (queries or keys) of a call."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return sum(s.length for s in self.spans)
+
+    @property
+    def grid_span(self) -> tuple[int, Span] | None:
+        """Offset and span of the generated picture or video, or None."""
+        offset = 0
+        for span in self.spans:
+            if span.grid is not None and span.kind in ("image", "video"):
+                return offset, span
+            offset += span.length
+        return None
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(T, Y, X) of the generated picture or video in tokens."""
+        found = self.grid_span
+        return None if found is None else found[1].grid
+
+    def range(self, kind: SpanKind) -> tuple[int, int] | None:
+        """[lo, hi) of the first span of that kind, or None."""
+        offset = 0
+        for span in self.spans:
+            if span.kind == kind:
+                return offset, offset + span.length
+            offset += span.length
+        return None
+
+    def frame_ids(self, device: torch.device) -> Tensor:
+        """int16 [N]: frame of each grid token, -1 outside the grid. Cached: the same tensor for the same layout."""
+        return _frame_ids(self, str(device))
+
+    def positions(self, device: torch.device) -> Tensor:
+        """int32 [N]: flat position in the grid, -1 outside. Cached."""
+        return _positions(self, str(device))
+
+
+@lru_cache(maxsize=64)
+def _frame_ids(layout: TokenLayout, device: str) -> Tensor:
+    flat = _positions(layout, "cpu")
+    found = layout.grid_span
+    if found is not None and found[1].grid is not None:
+        _, y, x = found[1].grid
+        flat = torch.where(flat < 0, flat, flat // (y * x))
+    return flat.to(torch.int16).to(device)
+
+
+@lru_cache(maxsize=64)
+def _positions(layout: TokenLayout, device: str) -> Tensor:
+    flat = torch.full((layout.length,), -1, dtype=torch.int32)
+    found = layout.grid_span
+    if found is not None:
+        lo, span = found
+        flat[lo : lo + span.length] = torch.arange(span.length, dtype=torch.int32)
+    return flat.to(device)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a call happens. kind: the family's own word ("double", "single", "block", "input", ...); index within kind.
+
+    ``sub`` counts transformer layers inside one UNet block; ``ordinal`` is the position among all blocks of the model
+    in execution order, ``total`` their number (0 where unknown).
+    """
+
+    kind: str
+    index: int
+    ordinal: int = -1
+    total: int = 0
+    sub: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.index}" + (f".{self.sub}" if self.kind in ("input", "middle", "output") else "")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What one model call says about its tokens, before any attention runs.
+
+    grid (T, Y, X) in tokens after patchify; text, reference: tokens of those kinds if the family can tell; still: the
+    latent has no time axis (a picture).
+    """
+
+    grid: tuple[int, int, int]
+    text: int = 0
+    reference: int = 0
+    still: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """Everything known about one attention call.
+
+    heads: query heads; width: head width. sigma: noise level of the step; progress: place in the schedule, 0 first, 1
+    last. rows: per chunk of the batch 0 = positive conditioning, 1 = negative, as the host orders them; frames: absolute
+    latent frames of this context window, or None.
+    """
+
+    family: str
+    block: Block
+    kind: Kind
+    heads: int
+    width: int
+    q: TokenLayout
+    k: TokenLayout
+    sigma: float
+    progress: float
+    rows: tuple[int, ...]
+    batch: int
+    device: torch.device
+    dtype: torch.dtype
+    frames: tuple[int, ...] | None = None
+    uuids: tuple[object, ...] = ()
+    rope: object | None = None
+    run: Run | None = field(default=None, compare=False, repr=False)

@@ -1,0 +1,34 @@
+"""Which family a model belongs to."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from ..errors import UnsupportedModel
+from .base import Family
+
+
+@lru_cache(maxsize=1)
+def families() -> tuple[Family, ...]:
+    """All adapters, most specific first."""
+    from . import wan
+
+    return (wan.Wan(),)
+
+
+def family_of(model: Any) -> Family:
+    """The adapter of a diffusion model (``patcher.model.diffusion_model``).
+
+    Raises UnsupportedModel naming the class, the reason if known, and what is supported.
+    """
+    names = [c.__name__ for c in type(model).__mro__]
+    for family in families():
+        for refused, reason in family.refused.items():
+            if refused in names:
+                raise UnsupportedModel(f"{refused} cannot be used: {reason}. Use another {family.name} model.")
+    for family in families():
+        if family.matches(model):
+            return family
+    known = ", ".join(f.name for f in families())
+    raise UnsupportedModel(f"the model class {names[0]} is not known to Attention Loom; supported are {known}.")

@@ -1,0 +1,54 @@
+"""What every method is: a frozen description with a name, a place and a time, and one function that says what it wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..schedule import BlockSelection, Window
+
+if TYPE_CHECKING:
+    from ..call import AttentionCall, Geometry
+    from ..families.base import Family
+    from ..weave import Draft
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. Configuration only: no counters, no caches, no tensors beyond user masks.
+
+    A method lives in a tuple inside the model's options, which the host may deep-copy at every clone; being immutable it
+    answers a copy with itself.
+    """
+
+    owner: ClassVar[str] = "method"
+    """Name of the node, as the user reads it in messages and reports."""
+
+    unique: ClassVar[bool] = True
+    """Whether a second one on the same model replaces the first."""
+
+    window: Window = field(default_factory=Window, kw_only=True)
+    blocks: BlockSelection = field(default_factory=BlockSelection, kw_only=True)
+    backend: str = field(default="auto", kw_only=True)
+
+    @property
+    def off(self) -> bool:
+        """True when the settings say "do nothing": such a method is never attached."""
+        return self.window.nothing
+
+    def check_family(self, family: Family, model: Any) -> None:
+        """Raise LoomError if the method has no meaning for this family. Called when the node runs."""
+
+    def check_run(self, family: Family, geometry: Geometry, warn: Any) -> None:
+        """Raise LoomError if the latent does not fit; ``warn(sentence)`` for what is odd. Called before the first step."""
+
+    def wants(self, call: AttentionCall) -> bool:
+        """Whether this call is one of the method's."""
+        return call.block in self.blocks
+
+    def contribute(self, call: AttentionCall, draft: Draft) -> None:
+        """Write into the draft what this call shall do differently."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it contributes")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Method:
+        return self

@@ -1,0 +1,103 @@
+"""The argument list of the host's attention override: the only file that knows it.
+
+``override(func, q, k, v, heads, mask=None, *, skip_reshape, skip_output_reshape, ...)``: heads and mask come by position
+in some families and by keyword in others; tensors are [B, H, N, D] with ``skip_reshape`` and [B, N, H*D] without. Unknown
+keyword arguments are kept and handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """One call of the override, in its own words and in ours.
+
+    q [B, H, Nq, D], k, v [B, Hk, Nk, D]: views of the caller's tensors, never copies. mask: as given. scale: None = D^-0.5.
+    """
+
+    func: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    mask: Tensor | None
+    scale: float | None
+    flat_in: bool
+    flat_out: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The call's transformer_options."""
+        return self.kwargs.get("transformer_options") or {}
+
+    def stock(self, previous: Callable[..., Tensor] | None) -> Tensor:
+        """The call as the host (or the override found before ours) makes it, untouched."""
+        if previous is None:
+            return self.func(*self.args, **self.kwargs)
+        return previous(self.func, *self.args, **self.kwargs)
+
+    def dense(self, previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+        """A dense attention ``(q, k, v, bias=None) -> [B, H, N, D]`` that runs the same backend on other tensors.
+
+        ``bias``: additive, broadcastable to [B, H, Nq, Nk]; it replaces the call's own mask.
+        """
+
+        def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+            kwargs = {n: x for n, x in self.kwargs.items() if n not in ("mask", "skip_reshape", "skip_output_reshape")}
+            kwargs.pop("heads", None)
+            args = (q, k, v, self.heads)
+            kwargs.update(mask=bias, skip_reshape=True)
+            out = self.func(*args, **kwargs) if previous is None else previous(self.func, *args, **kwargs)
+            return out.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        return run
+
+    def give(self, out: Tensor) -> Tensor:
+        """``out`` [B, H, Nq, D] in the layout the caller wants."""
+        return out.transpose(1, 2).flatten(2) if self.flat_out else out
+
+    def key_bias(self) -> Tensor | None:
+        """The mask as a bias per key, fp32 [B|1, H|1, Nk].
+
+        Raises ValueError for a mask that differs between queries: such a mask has Nq x Nk entries by nature.
+        """
+        mask = self.mask
+        if mask is None:
+            return None
+        while mask.ndim < 4:
+            # the host reads [Nq, Nk] as shared by all and [B, Nq, Nk] as shared by the heads
+            mask = mask.unsqueeze(0 if mask.ndim == 2 else 1)
+        if mask.shape[2] != 1:
+            raise ValueError(f"the attention mask {tuple(self.mask.shape)} differs from query to query")  # type: ignore[union-attr]
+        if mask.dtype == torch.bool:
+            return torch.zeros_like(mask[:, :, 0], dtype=torch.float32).masked_fill_(~mask[:, :, 0], float("-inf"))
+        return mask[:, :, 0].float()
+
+
+_POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
+"""The order in which the host's backends take what comes by position."""
+
+
+def read(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Signature:
+    """Read one override call. Raises TypeError if the host passes what this version does not know (report says so)."""
+    given = dict(zip(_POSITIONAL, args, strict=False)) | kwargs
+    missing = [n for n in _POSITIONAL[:4] if n not in given]
+    if missing:
+        raise TypeError(f"attention was called without {', '.join(missing)}; q, k, v and heads were expected")
+    q, k, v, heads, mask = (given.get(n) for n in _POSITIONAL[:5])
+    flat_in, flat_out = not given.get("skip_reshape", False), not given.get("skip_output_reshape", False)
+    if not all(isinstance(x, Tensor) for x in (q, k, v)):
+        raise TypeError(f"attention was called with {type(q).__name__}, {type(k).__name__}, {type(v).__name__}; three tensors were expected")
+    if flat_in:
+        width = q.shape[-1] // heads
+        q, k, v = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (q, k, v))
+    return Signature(func, args, kwargs, q, k, v, int(heads), mask, kwargs.get("scale"), flat_in, flat_out)

@@ -1,0 +1,304 @@
+"""One plan from many methods: the merge rules.
+
+Each method writes what it wants of a call into a :class:`Draft`; the draft merges the wishes stage by stage, in an order
+that does not depend on the order of the nodes, or raises a :class:`ConflictError` that names both methods.
+
+=====  =================  =====================================================================
+stage  part               when two methods contribute
+=====  =================  =====================================================================
+2      rotation           one writer per token
+3      modulation         factors multiply; sign-conditional and plain do not mix
+4      key bias           added
+5      admitted pairs     intersected; a query that may read nothing is an error
+6      extra K/V          concatenated
+7      head mix           one writer per head
+8      probes             union
+9      output edits       one writer per row
+=====  =================  =====================================================================
+
+(Stage 1, token order, belongs to the kernels.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..kernels.plan import (
+    MASKED,
+    AttentionPlan,
+    DistanceTable,
+    ExtraKV,
+    FrameTable,
+    HeadMix,
+    Labels,
+    Modulation,
+    Probe,
+    Rotation,
+    RowEdit,
+)
+from .errors import ConflictError
+
+if TYPE_CHECKING:
+    from .call import AttentionCall
+    from .methods.base import Method
+
+LABEL_LIMIT = 64
+
+
+@dataclass
+class Draft:
+    """What the methods have asked of one call so far. ``owner`` is the name of the method's node, for messages."""
+
+    call: AttentionCall
+    rotations: list[tuple[str, Rotation]] = field(default_factory=list)
+    modulations: list[tuple[str, Modulation]] = field(default_factory=list)
+    biases: list[tuple[str, Tensor]] = field(default_factory=list)
+    labels: list[tuple[str, Labels]] = field(default_factory=list)
+    segments: list[tuple[str, ExtraKV]] = field(default_factory=list)
+    mixes: list[tuple[str, HeadMix]] = field(default_factory=list)
+    probes: list[tuple[str, Probe]] = field(default_factory=list)
+    edits: list[tuple[str, RowEdit]] = field(default_factory=list)
+    backends: list[tuple[str, str]] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+
+    def rotate(self, owner: str, rotation: Rotation) -> None:
+        """Stage 2: move tokens along the rotary axes."""
+        self.rotations.append((owner, rotation))
+
+    def modulate(self, owner: str, modulation: Modulation) -> None:
+        """Stage 3: factors on the logits."""
+        if modulation.positive_only and modulation.scale is not None:
+            raise ValueError("a plain factor for all pairs cannot be sign-conditional; contribute two modulations")
+        self.modulations.append((owner, modulation))
+
+    def bias(self, owner: str, bias: Tensor) -> None:
+        """Stage 4: fp32 [B|1, H|1, Nk] added to the logits of each key."""
+        self.biases.append((owner, bias))
+
+    def admit(self, owner: str, labels: Labels) -> None:
+        """Stage 5: which pairs may see each other."""
+        self.labels.append((owner, labels))
+
+    def extend(self, owner: str, segment: ExtraKV) -> None:
+        """Stage 6: more keys and values."""
+        self.segments.append((owner, segment))
+
+    def mix(self, owner: str, mix: HeadMix) -> None:
+        """Stage 7: pull heads towards a simpler attention."""
+        self.mixes.append((owner, mix))
+
+    def probe(self, owner: str, probe: Probe) -> None:
+        """Stage 8: read something from the probabilities."""
+        self.probes.append((owner, replace(probe, name=f"{owner}/{probe.name}")))
+
+    def edit(self, owner: str, edit: RowEdit) -> None:
+        """Stage 9: replace output rows."""
+        self.edits.append((owner, edit))
+
+    def leave(self, owner: str, reason: str) -> None:
+        """Note why a method that wanted this call did nothing to it; the report shows it."""
+        self.left.append((owner, reason))
+
+    def prefer(self, owner: str, backend: str) -> None:
+        """An explicit choice of backend ("auto" is no choice)."""
+        if backend != "auto":
+            self.backends.append((owner, backend))
+
+    def plan(self) -> AttentionPlan:
+        """Merge. Raises ConflictError naming both methods."""
+        return AttentionPlan(
+            rotation=_rotation(self.rotations),
+            modulation=_modulation(self.modulations),
+            key_bias=_bias(self.biases),
+            labels=_labels(self.labels),
+            extra_kv=tuple(s for _, s in self.segments),
+            head_mix=_head_mix(self.mixes),
+            probes=tuple(p for _, p in self.probes),
+            row_edits=_row_edits(self.edits),
+        )
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Who contributed, sorted."""
+        parts = (self.rotations, self.modulations, self.biases, self.labels, self.segments, self.mixes, self.probes, self.edits)
+        return tuple(sorted({owner for part in parts for owner, _ in part}))
+
+    def backend(self) -> str:
+        """The one backend asked for, or "auto". Raises ConflictError when two methods insist on different ones."""
+        for owner, name in self.backends[1:]:
+            first, chosen = self.backends[0]
+            if name != chosen:
+                raise ConflictError(first, owner, f"one asks for the backend '{chosen}', the other for '{name}'", "Set one of them to auto.")
+        return self.backends[0][1] if self.backends else "auto"
+
+
+def weave(methods: Iterable[Method], call: AttentionCall, active: Callable[[Method], bool]) -> Draft:
+    """Ask every method that is active and wants this call for its contribution. Order of nodes does not matter."""
+    draft = Draft(call)
+    for method in sorted(methods, key=lambda m: (m.owner, repr(m))):
+        if active(method) and method.wants(call):
+            method.contribute(call, draft)
+    return draft
+
+
+# --- stage 2 --------------------------------------------------------------------------------------------------------
+
+
+def _rotation(parts: list[tuple[str, Rotation]]) -> Rotation | None:
+    """Different tokens may be moved by different methods; the same token by one only."""
+    if len(parts) <= 1:
+        return parts[0][1] if parts else None
+    for i, (owner_a, a) in enumerate(parts):
+        for owner_b, b in parts[i + 1 :]:
+            if a.pairing != b.pairing:
+                raise ConflictError(owner_a, owner_b, "they pair rotary channels differently", "This is a defect of a family adapter; please report it.")
+            both = _moves(a.delta_k, a.freqs) & _moves(b.delta_k, b.freqs)
+            if bool((both).any()):
+                raise ConflictError(
+                    owner_a, owner_b, f"both move the position of {int(both.sum())} tokens", "Keep one of them, or let them act on different blocks or percent windows."
+                )
+    heads = max(r.freqs.shape[1] for _, r in parts)
+    return Rotation(
+        delta_q=torch.cat([r.delta_q for _, r in parts], 1),
+        delta_k=torch.cat([r.delta_k for _, r in parts], 1),
+        freqs=torch.cat([r.freqs.expand(-1, heads, -1) for _, r in parts], 0),
+        pairing=parts[0][1].pairing,
+    )
+
+
+def _moves(delta: Tensor, freqs: Tensor) -> Tensor:
+    """bool [N]: tokens whose angle changes at all. An axis whose frequencies are all zero moves nothing."""
+    live = freqs.abs().amax((1, 2)) > 0
+    return (delta.abs() * live).amax(1) > 0
+
+
+# --- stage 3 --------------------------------------------------------------------------------------------------------
+
+
+def _modulation(parts: list[tuple[str, Modulation]]) -> Modulation | None:
+    """Factors multiply. A sign-conditional and a plain factor have no product that is either."""
+    if len(parts) <= 1:
+        return parts[0][1] if parts else None
+    (owner, merged), rest = parts[0], parts[1:]
+    for other, mod in rest:
+        if merged.positive_only != mod.positive_only:
+            signed, plain = (owner, other) if merged.positive_only else (other, owner)
+            raise ConflictError(
+                signed, plain, f"{signed} scales only positive logits and {plain} scales all, so their product is neither", "Use one of them per block or percent window."
+            )
+        if merged.center_keys != mod.center_keys:
+            raise ConflictError(owner, other, "one centres the keys and the other does not", "Give both the same center_keys.")
+        merged = Modulation(
+            frames=_times_frames(owner, other, merged.frames, mod.frames),
+            distance=_times_distance(owner, other, merged.distance, mod.distance),
+            positive_only=merged.positive_only,
+            center_keys=merged.center_keys,
+            scale=_times(merged.scale, mod.scale),
+        )
+    return merged
+
+
+def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a * b
+
+
+def _times_frames(owner: str, other: str, a: FrameTable | None, b: FrameTable | None) -> FrameTable | None:
+    if a is None or b is None:
+        return a or b
+    if not (_same(a.ids_q, b.ids_q) and _same(a.ids_k, b.ids_k)):
+        raise ConflictError(owner, other, "they number the frames of the video differently", "Use one of them per block.")
+    classes, factors = _product(owner, other, a.classes, a.factors, b.classes, b.factors)
+    return FrameTable(a.ids_q, a.ids_k, classes, factors)
+
+
+def _times_distance(owner: str, other: str, a: DistanceTable | None, b: DistanceTable | None) -> DistanceTable | None:
+    if a is None or b is None:
+        return a or b
+    if not (_same(a.pos_q, b.pos_q) and _same(a.pos_k, b.pos_k)):
+        raise ConflictError(owner, other, "they number the tokens of the video differently", "Use one of them per block.")
+    classes, factors = _product(owner, other, a.classes, a.factors, b.classes, b.factors)
+    return DistanceTable(a.pos_q, a.pos_k, classes, factors)
+
+
+def _product(owner: str, other: str, ca: Tensor, fa: Tensor, cb: Tensor, fb: Tensor) -> tuple[Tensor, Tensor]:
+    """Class tables of a product: one class per pair of classes, a masked pair stays masked. No host sync."""
+    n = len(fa) * len(fb)
+    if n >= MASKED:
+        raise ConflictError(owner, other, f"together they need {n} factor classes and {MASKED - 1} fit", "Simplify one of them.")
+    gone = (ca == MASKED) | (cb == MASKED)
+    classes = ca.long() * len(fb) + cb.long()
+    return torch.where(gone, MASKED, classes).to(torch.uint8), (fa[:, None] * fb[None, :]).flatten()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and bool(torch.equal(a, b)))
+
+
+# --- stages 4 and 5 -------------------------------------------------------------------------------------------------
+
+
+def _bias(parts: list[tuple[str, Tensor]]) -> Tensor | None:
+    total: Tensor | None = None
+    for _, bias in parts:
+        total = bias if total is None else total + bias
+    return total
+
+
+def _labels(parts: list[tuple[str, Labels]]) -> Labels | None:
+    """Intersect: a pair is admitted if every method admits it. The labels of the product are pairs of labels."""
+    if not parts:
+        return None
+    (owner, merged), rest = parts[0], parts[1:]
+    names = [owner]
+    for other, labels in rest:
+        count = merged.count * labels.count
+        if count > LABEL_LIMIT:
+            raise ConflictError(
+                " and ".join(names), other, f"together they need {count} kinds of token and {LABEL_LIMIT} fit", "Use fewer subjects or regions on this model."
+            )
+        allow = torch.zeros(torch.broadcast_shapes(merged.allow_q.shape, labels.allow_q.shape), dtype=torch.int64, device=merged.allow_q.device)
+        for a in range(merged.count):
+            for b in range(labels.count):
+                allow |= ((merged.allow_q >> a) & (labels.allow_q >> b) & 1) << (a * labels.count + b)
+        merged = Labels((merged.label_k.long() * labels.count + labels.label_k.long()).to(torch.int8), allow, count)
+        names.append(other)
+    if len(names) > 1:
+        _refuse_empty_rows(names, merged)
+    return merged
+
+
+def _refuse_empty_rows(names: list[str], labels: Labels) -> None:
+    present = torch.zeros_like(labels.allow_q[..., :1])
+    for label in range(labels.count):
+        found = (labels.label_k == label).any(-1, keepdim=True)
+        present = present | (found.long() << label)
+    empty = int(((labels.allow_q & present) == 0).sum())
+    if empty:
+        raise ConflictError(
+            " and ".join(names[:-1]), names[-1], f"{empty} tokens would be allowed to see nothing at all", "Make their masks overlap, or use them in different percent windows."
+        )
+
+
+# --- stages 7 and 9 -------------------------------------------------------------------------------------------------
+
+
+def _head_mix(parts: list[tuple[str, HeadMix]]) -> tuple[HeadMix, ...]:
+    for i, (owner, a) in enumerate(parts):
+        for other, b in parts[i + 1 :]:
+            both = ((a.amount != 0) & (b.amount != 0)).nonzero().flatten().tolist()
+            if both:
+                raise ConflictError(owner, other, f"both change head {both[0]} of this block", "Give them different heads or different blocks.")
+    return tuple(m for _, m in parts)
+
+
+def _row_edits(parts: list[tuple[str, RowEdit]]) -> tuple[RowEdit, ...]:
+    for i, (owner, a) in enumerate(parts):
+        for other, b in parts[i + 1 :]:
+            if bool(torch.isin(a.rows, b.rows).any()):
+                raise ConflictError(owner, other, "both write the same output tokens", "Make their masks disjoint.")
+    return tuple(e for _, e in parts)
