@@ -35,12 +35,21 @@ MARGIN = 0.9
 
 @dataclass(frozen=True)
 class RIFLEx(Method):
-    """k: 1-based index of the frequency to slow, or 0 to take the one whose period is nearest ``repeat`` latent frames."""
+    """k: 1-based index of the frequency to slow, or 0 to take the one whose period is nearest ``repeat`` latent frames.
+
+    strength: share of the way from the stock frequency to the slowed one.
+    """
 
     owner: ClassVar[str] = "Longer Video (RIFLEx)"
 
     k: int = 0
     repeat: float = 0.0
+    strength: float = 1.0
+
+    @property
+    def off(self) -> bool:
+        """Strength 0 leaves the frequency where it is."""
+        return super().off or self.strength == 0.0
 
     def __post_init__(self) -> None:
         if self.k < 0 or (self.k == 0 and self.repeat <= 0):
@@ -83,7 +92,7 @@ class RIFLEx(Method):
             Rotation(
                 delta_q=frame_times(call.q, axis, str(call.device)),
                 delta_k=frame_times(call.k, axis, str(call.device)),
-                freqs=slowed(axis, index, grid[0]).to(call.device),
+                freqs=(self.strength * slowed(axis, index, grid[0])).to(call.device),
                 pairing=axis.pairing,
             ),
         )
