@@ -1,0 +1,143 @@
+"""The bundled workflows as recipes: what each graph holds, how it is laid out, what its note says.
+
+``tools/build_workflows.py`` turns a recipe into the two files users get: ``workflows/<name>.json`` (opens in the frontend)
+and ``workflows/api/<name>.json`` (queued headless).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Node:
+    """One node: class, inputs ([id, slot] lists are links), group it stands in, title if not the class's own."""
+
+    kind: str
+    inputs: dict[str, Any]
+    group: str
+    title: str = ""
+    models: list[dict[str, str]] = field(default_factory=list)
+    width: int = 0
+
+
+@dataclass
+class Recipe:
+    """One workflow. groups: title -> column; nodes by id; note: Markdown shown beside the graph."""
+
+    name: str
+    groups: dict[str, tuple[int, int]]
+    nodes: dict[str, Node]
+    note: str
+
+
+def link(node: str, slot: int = 0) -> list[Any]:
+    """A connection from an output slot."""
+    return [node, slot]
+
+
+def _sampler(model: str, latent: str, group: str, title: str, steps: int, cfg: float, sampler: str = "euler") -> Node:
+    return Node(
+        "KSampler",
+        {
+            "model": link(model), "positive": link("positive"), "negative": link("negative"), "latent_image": link(latent),
+            "seed": 7, "steps": steps, "cfg": cfg, "sampler_name": sampler, "scheduler": "simple", "denoise": 1.0,
+        },
+        group,
+        title,
+    )  # fmt: skip
+
+
+def _toy_branch(nodes: dict[str, Node], key: str, group: str, model: str, latent: str, title: str) -> None:
+    nodes[f"{key}_sampler"] = _sampler(model, latent, group, title, steps=16, cfg=3.0)
+    nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("vae")}, group)
+    nodes[f"{key}_save"] = Node(
+        "SaveAnimatedWEBP",
+        {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}", "fps": 8.0, "lossless": True, "quality": 80, "method": "default"},
+        group,
+    )
+
+
+def longer_video_toy() -> Recipe:
+    """Native length, then 4x as stock, RIFLEx and UltraViCo make it, from one seed, on the toy world's own model."""
+    load, text, native, stock, riflex, ours = "Toy world model", "Prompt and length", "Native length (21 frames)", "4x, stock", "4x, RIFLEx", "4x, UltraViCo"
+    nodes = {
+        "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
+        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
+        "clip": Node("ToyWorldTextEncoder", {"text_encoder": "toy_umt5.safetensors"}, load),
+        "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
+        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a red circle orbiting clockwise"}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        "short": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "Native: 21 frames, 6 latent"),
+        "long": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 93, "batch_size": 1}, text, "4x: 93 frames, 24 latent"),
+        "riflex": Node("LoomRIFLEx", {"model": link("shift"), "preset": "custom", "strength": 1.0, "k": 4}, riflex),
+        "ultravico": Node(
+            "LoomUltraViCo", {"model": link("shift"), "preset": "custom", "alpha": 0.6, "strength": 1.0, "train_frames": 6, "first_frame": "off"}, ours
+        ),
+    }
+    _toy_branch(nodes, "native", native, "shift", "short", "Native length")
+    _toy_branch(nodes, "stock", stock, "shift", "long", "4x, stock")
+    _toy_branch(nodes, "riflex", riflex, "riflex", "long", "4x, RIFLEx")
+    _toy_branch(nodes, "ultravico", ours, "ultravico", "long", "4x, UltraViCo")
+    nodes["report"] = Node("LoomReport", {"model": link("ultravico"), "after": link("ultravico_sampler")}, ours)
+    note = (
+        "# Longer video (toy world)\n\n"
+        "A 5-million-parameter Wan model trained on clips of 21 frames draws the same prompt and seed at native length and at four times that "
+        "length: stock, with RIFLEx, with UltraViCo. Watch the shape and the path.\n\n"
+        "Prompts: *a (red, green, blue, yellow, purple, white) (circle, square, triangle)* then *moving right / left / up / down*, *standing still* or "
+        "*orbiting clockwise / counterclockwise*.\n\n"
+        "**What ran** lists which attention calls were changed. For a real model open *longer_video_wan*; its alpha is 0.9, this tiny model wants less."
+    )
+    return Recipe(
+        "longer_video_ultravico",
+        {load: (0, 0), text: (1, 0), native: (2, 0), stock: (2, 1), riflex: (3, 0), ours: (3, 1)},
+        nodes,
+        note,
+    )
+
+
+WAN_FILES = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+
+
+def longer_video_wan() -> Recipe:
+    """Wan 2.1 1.3B at three times its native length."""
+    load, text, sample = "Model", "Prompt and length", "Sampling and video"
+    unet, clip, vae = "wan2.1_t2v_1.3B_fp16.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
+
+    def files(name: str, directory: str) -> list[dict[str, str]]:
+        return [{"name": name, "url": f"{WAN_FILES}/{directory}/{name}", "directory": directory}]
+
+    nodes = {
+        "unet": Node("UNETLoader", {"unet_name": unet, "weight_dtype": "default"}, load, models=files(unet, "diffusion_models")),
+        "clip": Node("CLIPLoader", {"clip_name": clip, "type": "wan", "device": "default"}, load, models=files(clip, "text_encoders")),
+        "vae": Node("VAELoader", {"vae_name": vae}, load, models=files(vae, "vae")),
+        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 8.0}, load),
+        "ultravico": Node("LoomUltraViCo", {"model": link("shift"), "preset": "auto", "alpha": 0.9, "strength": 1.0}, load),
+        "positive": Node(
+            "CLIPTextEncode",
+            {"clip": link("clip"), "text": "a fox runs through fresh snow in a birch forest, the camera follows beside it, morning light, one continuous shot"},
+            text,
+            "Prompt",
+        ),
+        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": "static, blurry, low quality, worst quality, still picture, jpeg artifacts, ugly, deformed"}, text, "Negative"),
+        "latent": Node("EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 249, "batch_size": 1}, text, "249 frames: 63 latent, 3x"),
+        "sampler": _sampler("ultravico", "latent", sample, "KSampler", steps=30, cfg=6.0, sampler="uni_pc"),
+        "decode": Node(
+            "VAEDecodeTiled", {"samples": link("sampler"), "vae": link("vae"), "tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}, sample
+        ),
+        "video": Node("CreateVideo", {"images": link("decode"), "fps": 16.0}, sample),
+        "save": Node("SaveVideo", {"video": link("video"), "filename_prefix": "video/longer_video_wan", "format": "auto", "codec": "auto"}, sample),
+        "report": Node("LoomReport", {"model": link("ultravico"), "after": link("sampler")}, sample),
+    }
+    note = (
+        "# Longer video (Wan 2.1)\n\n"
+        "249 frames in one run: three times the 81 frames Wan 2.1 was trained on. Take **Longer Video (UltraViCo)** out (bypass it) to see what the stock model does.\n\n"
+        "- Attention costs 9x that of the native clip: start small.\n"
+        "- *alpha* lower than 0.9: sharper, more motion, less memory of the start.\n"
+        "- HunyuanVideo: load it instead; preset *auto* recognises it."
+    )
+    return Recipe("longer_video_wan", {load: (0, 0), text: (1, 0), sample: (2, 0)}, nodes, note)
+
+
+RECIPES = (longer_video_toy, longer_video_wan)
