@@ -1,0 +1,1 @@
+"""What knows models, sampling and patching; nothing here knows widgets or HTTP."""

@@ -20,7 +20,7 @@ from . import signature
 from .call import AttentionCall, Geometry
 from .errors import LoomError
 from .families import family_of
-from .families.base import Family, RopeAxis, Unclear, running
+from .families.base import Family, Mark, RopeAxis, Unclear, running
 from .methods.base import Method
 from .report import Entry, Record, Run
 from .weave import Draft, weave
@@ -193,6 +193,7 @@ class _Woven:
         try:
             call = self._call(sig)
         except Unclear as error:
+            self._insist(mark, error)
             self.run.count(Entry("call not understood", False, self._host, reason=str(error)))
             return sig.stock(self.previous)
         finally:
@@ -200,6 +201,15 @@ class _Woven:
                 mark.calls += 1
         draft = weave(self.methods, call, lambda method: True)
         return self._execute(sig, call, draft)
+
+    def _insist(self, mark: Mark | None, error: Unclear) -> None:
+        """Outside the blocks (refiners, embedders) an unknown call is nobody's business; inside it may not pass silently."""
+        strict = [m.owner for m in self.methods if m.needs_grid and (mark is None or mark.block in m.blocks)]
+        if mark is not None and strict:
+            raise LoomError(
+                f"{strict[0]} cannot tell the video tokens of {mark.block} apart: {error}. A node that packs, tiles or concatenates latents probably "
+                "changed the token layout; take it out, or take this method out."
+            ) from error
 
     @property
     def _host(self) -> str:
@@ -249,9 +259,7 @@ class _Woven:
             draft.bias("the prompt's padding mask", bias)
             plan = draft.plan()
         trace = Trace()
-        out = self.run.timed(
-            lambda: attend(sig.q, sig.k, sig.v, plan, scale=sig.scale, backend=backend, dense=sig.dense(self.previous), trace=trace)
-        )
+        out = self.run.timed(lambda: attend(sig.q, sig.k, sig.v, plan, scale=sig.scale, backend=backend, dense=sig.dense(self.previous), trace=trace))
         declined = "; ".join(f"{name}: {why}" for name, why in trace.declined)
         self.run.count(Entry(call.kind, True, self._host if trace.backend == "host" else trace.backend, owners, parts, declined), call)
         return sig.give(out)

@@ -115,7 +115,7 @@ class Run:
     @property
     def touched(self) -> dict[str, int]:
         """Calls each method took part in."""
-        out = {owner: 0 for owner in self.owners}
+        out = dict.fromkeys(self.owners, 0)
         for entry, n in self.entries.items():
             for owner in entry.owners:
                 out[owner] = out.get(owner, 0) + n

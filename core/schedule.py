@@ -23,9 +23,7 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (0.0 <= self.start <= 1.0 and 0.0 <= self.end <= 1.0):
-            raise LoomError(
-                f"start_percent {self.start:g} and end_percent {self.end:g} were given; both lie between 0 (start) and 1 (end)."
-            )
+            raise LoomError(f"start_percent {self.start:g} and end_percent {self.end:g} were given; both lie between 0 (start) and 1 (end).")
 
     @property
     def nothing(self) -> bool:
@@ -89,10 +87,7 @@ def _block_item(part: str) -> tuple[str, int, int, int | None, int | None]:
     found = _BLOCK_ITEM.match(part)
     letter = found.group(1) if found else ""
     if found is None or (letter and letter not in _BLOCK_LETTERS):
-        raise LoomError(
-            f"'{part}' is not a block selection; write for instance 7-10, -1, d5 (double), s12-20 (single), "
-            "or for UNets d2.2-9, m0, u0.4."
-        )
+        raise LoomError(f"'{part}' is not a block selection; write for instance 7-10, -1, d5 (double), s12-20 (single), or for UNets d2.2-9, m0, u0.4.")
     first, sub, last, last_sub = int(found[2]), found[3], found[4], found[5]
     if last_sub is not None and sub is None:
         raise LoomError(f"'{part}' mixes a whole block with a layer; write {letter}{first}.0-{last_sub} or two parts.")

@@ -258,9 +258,7 @@ def _labels(parts: list[tuple[str, Labels]]) -> Labels | None:
     for other, labels in rest:
         count = merged.count * labels.count
         if count > LABEL_LIMIT:
-            raise ConflictError(
-                " and ".join(names), other, f"together they need {count} kinds of token and {LABEL_LIMIT} fit", "Use fewer subjects or regions on this model."
-            )
+            raise ConflictError(" and ".join(names), other, f"together they need {count} kinds of token and {LABEL_LIMIT} fit", "Use fewer subjects or regions on this model.")
         allow = torch.zeros(torch.broadcast_shapes(merged.allow_q.shape, labels.allow_q.shape), dtype=torch.int64, device=merged.allow_q.device)
         for a in range(merged.count):
             for b in range(labels.count):

@@ -1,0 +1,1 @@
+"""The nodes: schema, validation, one call into core."""

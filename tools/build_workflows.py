@@ -113,10 +113,7 @@ def _ui_node(number: int, node: Node, definition: dict[str, Any]) -> dict[str, A
                 values.append("fixed")  # the hidden companion of a seed; without it later widgets shift by one
         else:
             sockets.append({"name": name, "type": spec[0], "link": None})
-    outputs = [
-        {"name": name, "type": kind, "slot_index": i, "links": []}
-        for i, (name, kind) in enumerate(zip(definition["output_name"], definition["output"], strict=True))
-    ]
+    outputs = [{"name": name, "type": kind, "slot_index": i, "links": []} for i, (name, kind) in enumerate(zip(definition["output_name"], definition["output"], strict=True))]
     long_text = sum(1 for n, s in _specs(definition) if s[0] == "STRING" and len(s) > 1 and s[1].get("multiline"))
     height = HEADER + SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + 90 * long_text
     if node.kind in ("SaveAnimatedWEBP", "LoomReport", "SaveVideo"):
@@ -144,9 +141,7 @@ def _place(recipe: Recipe, nodes: dict[str, dict[str, Any]]) -> tuple[list[dict[
             if node.group == title:
                 nodes[key]["pos"] = [x + 20, at]
                 at += nodes[key]["size"][1] + 50
-        groups.append(
-            {"id": index + 1, "title": title, "bounding": [x, y, COLUMN, at - y], "color": COLOUR.get(title, "#3f5159"), "font_size": 24, "flags": {}}
-        )
+        groups.append({"id": index + 1, "title": title, "bounding": [x, y, COLUMN, at - y], "color": COLOUR.get(title, "#3f5159"), "font_size": 24, "flags": {}})
         filled[column] = at + 40
     return groups, filled.get(0, 0.0)
 

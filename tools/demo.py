@@ -42,7 +42,7 @@ PROMPTS = (
 )
 HERO = 4
 """Prompts shown in the pictures; all are in the table."""
-COLUMNS = {"motion": "motion", "repetition": "repetition", "freeze": "freeze", "identity": "identity", "shape_iou": "shape IoU", "broken": "broken frames"}
+COLUMNS = {"motion_kept": "motion kept", "repetition": "repetition", "freeze": "freeze", "identity": "identity", "iou": "shape IoU", "broken": "broken frames"}
 
 
 def main() -> int:

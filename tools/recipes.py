@@ -65,16 +65,14 @@ def longer_video_toy() -> Recipe:
     nodes = {
         "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
         "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"text_encoder": "toy_umt5.safetensors"}, load),
+        "clip": Node("ToyWorldTextEncoder", {"clip_name": "toy_umt5.safetensors"}, load),
         "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a red circle orbiting clockwise"}, text, "Prompt"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "short": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "Native: 21 frames, 6 latent"),
         "long": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 93, "batch_size": 1}, text, "4x: 93 frames, 24 latent"),
         "riflex": Node("LoomRIFLEx", {"model": link("shift"), "preset": "custom", "strength": 1.0, "k": 4}, riflex),
-        "ultravico": Node(
-            "LoomUltraViCo", {"model": link("shift"), "preset": "custom", "alpha": 0.6, "strength": 1.0, "train_frames": 6, "first_frame": "off"}, ours
-        ),
+        "ultravico": Node("LoomUltraViCo", {"model": link("shift"), "preset": "custom", "alpha": 0.6, "strength": 1.0, "train_frames": 6, "first_frame": "off"}, ours),
     }
     _toy_branch(nodes, "native", native, "shift", "short", "Native length")
     _toy_branch(nodes, "stock", stock, "shift", "long", "4x, stock")
@@ -120,12 +118,12 @@ def longer_video_wan() -> Recipe:
             text,
             "Prompt",
         ),
-        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": "static, blurry, low quality, worst quality, still picture, jpeg artifacts, ugly, deformed"}, text, "Negative"),
+        "negative": Node(
+            "CLIPTextEncode", {"clip": link("clip"), "text": "static, blurry, low quality, worst quality, still picture, jpeg artifacts, ugly, deformed"}, text, "Negative"
+        ),
         "latent": Node("EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 249, "batch_size": 1}, text, "249 frames: 63 latent, 3x"),
         "sampler": _sampler("ultravico", "latent", sample, "KSampler", steps=30, cfg=6.0, sampler="uni_pc"),
-        "decode": Node(
-            "VAEDecodeTiled", {"samples": link("sampler"), "vae": link("vae"), "tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}, sample
-        ),
+        "decode": Node("VAEDecodeTiled", {"samples": link("sampler"), "vae": link("vae"), "tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}, sample),
         "video": Node("CreateVideo", {"images": link("decode"), "fps": 16.0}, sample),
         "save": Node("SaveVideo", {"video": link("video"), "filename_prefix": "video/longer_video_wan", "format": "auto", "codec": "auto"}, sample),
         "report": Node("LoomReport", {"model": link("ultravico"), "after": link("sampler")}, sample),

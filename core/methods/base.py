@@ -27,6 +27,10 @@ class Method:
     unique: ClassVar[bool] = True
     """Whether a second one on the same model replaces the first."""
 
+    needs_grid: ClassVar[bool] = False
+    """Whether a call inside a block whose tokens cannot be told is an error, not a call left alone: for methods that
+    would otherwise be switched off without the user knowing."""
+
     window: Window = field(default_factory=Window, kw_only=True)
     blocks: BlockSelection = field(default_factory=BlockSelection, kw_only=True)
     backend: str = field(default="auto", kw_only=True)

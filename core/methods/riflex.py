@@ -41,6 +41,7 @@ class RIFLEx(Method):
     """
 
     owner: ClassVar[str] = "Longer Video (RIFLEx)"
+    needs_grid: ClassVar[bool] = True
 
     k: int = 0
     repeat: float = 0.0

@@ -49,6 +49,7 @@ class UltraViCo(Method):
     """
 
     owner: ClassVar[str] = "Longer Video (UltraViCo)"
+    needs_grid: ClassVar[bool] = True
 
     train_frames: int
     alpha: float = 0.9
@@ -129,7 +130,6 @@ class UltraViCo(Method):
         rules = FrameTable(ids_q, ids_k, frame_rules(cfg, grid[0], str(call.device)), torch.ones(1, device=call.device))
         far = DistanceTable(call.q.positions(call.device), call.k.positions(call.device), distances, factors)
         draft.modulate(self.owner, Modulation(frames=rules, distance=far, positive_only=True, center_keys=self.center_keys))
-
 
     def resolved(self, rope: RopeAxis | None, frames: int) -> UltraViCo:
         """The same settings with "auto" replaced by a number, or by None where the model's frequencies do not repeat."""
