@@ -87,13 +87,13 @@ def compile_one(arch: str, width: int, item_size: int, feature: str, dtype: str,
     from triton.compiler import ASTSource
 
     from attention_loom.kernels.triton.forward import forward_kernel
-    from attention_loom.kernels.triton.settings import SMALLEST, padded_width, settings
+    from attention_loom.kernels.triton.settings import padded_width, precision, settings, smallest as smallest_settings
 
-    s = SMALLEST if smallest else settings(arch, width, item_size)
+    s = smallest_settings(item_size) if smallest else settings(arch, width, item_size, "LISTED" in FEATURES[feature])
     on = FEATURES[feature]
     constants = {flag: flag in on for flag in FLAGS}
     constants |= {"D": width, "BLOCK_D": padded_width(width), "BLOCK_M": s.block_m, "BLOCK_N": s.block_n}
-    constants |= {"EVEN_N": False, "UPCAST": False, "PRECISION": "ieee"}
+    constants |= {"EVEN_N": False, "UPCAST": False, "PRECISION": precision(arch)}
     signature, attributes = {}, {}
     for index, name in enumerate(forward_kernel.arg_names):
         flag, kind = POINTERS.get(name, (None, None))
@@ -141,19 +141,22 @@ def resources(compiled, arch: str) -> tuple[str, str]:
 
 def problems(arch: str, item_size: int, compiled) -> list[str]:
     """Broken limits of one build, as sentences."""
+    from attention_loom.kernels.triton.settings import precision
+
     found = []
     if compiled.metadata.shared > SHARED_LIMIT[arch]:
         found.append(f"{compiled.metadata.shared} bytes of shared memory, the limit is {SHARED_LIMIT[arch]}")
-    code = compiled.asm["amdgcn" if arch.startswith("gfx") else "ptx"]
-    if item_size == 2 and INSTRUCTION[arch] not in code:
+    expected = precision(arch) != "ieee" if item_size == 4 else True
+    if expected and instruction(arch, item_size, compiled) == "-":
         found.append(f"no {INSTRUCTION[arch]}")
     return found
 
 
-def instruction(arch: str, compiled) -> str:
-    """The matrix instruction found, or "-"."""
+def instruction(arch: str, item_size: int, compiled) -> str:
+    """The matrix instruction found, or "-". fp32 tiles may be too small for the newest units and use the older one."""
     code = compiled.asm["amdgcn" if arch.startswith("gfx") else "ptx"]
-    return INSTRUCTION[arch] if INSTRUCTION[arch] in code else "-"
+    accepted = [INSTRUCTION[arch]] + (["mma.sync"] if item_size == 4 else [])
+    return next((name for name in accepted if name in code), "-")
 
 
 def cases(args: argparse.Namespace) -> list[tuple[str, int, int, str, str, bool]]:
@@ -205,7 +208,7 @@ def main() -> int:
         broken += bool(found)
         tile = f"{s.block_m}x{s.block_n}" + ("*" if smallest else "")
         row = f"{arch:8} {width:4} {dtype:5} {feature:9} {tile:>8} {s.warps:5} {s.stages:6} {compiled.metadata.shared:8} {registers:>5}"
-        print(f"{row} {spill:>6} {instruction(arch, compiled):12} {took:5.1f}  {'; '.join(found) or 'ok'}", flush=True)
+        print(f"{row} {spill:>6} {instruction(arch, size, compiled):12} {took:5.1f}  {'; '.join(found) or 'ok'}", flush=True)
     print(f"{broken} broken" if broken else "all within limits")
     return 1 if broken else 0
 

@@ -1,0 +1,315 @@
+"""Who can execute a call: a registry of backends that state their limits as data and refuse with a reason.
+
+A backend gives (o, lse) for the logit parts of a plan; everything else runs around it (``kernels/stages.py``). To add one,
+write a runner, describe its :class:`Limits`, and :func:`register` it; its priority decides where "auto" tries it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .chunked import chunked_attend
+from .plan import AttentionPlan, Labels
+from .stages import AROUND, WITH_LSE
+
+MASK_BYTES = 512 * 2**20
+"""Largest additive mask that is ever written out."""
+
+HALF_AND_FULL = frozenset({torch.float16, torch.bfloat16, torch.float32})
+EVERY_LOGIT_DETAIL = frozenset({"frames", "distance", "positive_only", "center_keys", "scale"})
+ONLY_SCALE = frozenset({"positive_only", "center_keys", "scale"})
+"""Without a table, centring and the sign test change nothing, and the scale is a factor on q."""
+
+
+class BackendUnavailable(ValueError):
+    """The backend that was asked for by name cannot execute the call; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One validated attention call, as backends see it."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    plan: AttentionPlan
+    scale: float
+    return_lse: bool = False
+    dense: Callable[..., Tensor] | None = None
+    explicit: bool = False
+
+    @property
+    def needs_grad(self) -> bool:
+        """True where autograd will ask for a gradient of the result."""
+        bias = self.plan.key_bias
+        sources = [self.q, self.k, self.v, *([bias] if bias is not None else [])]
+        sources += [x for e in self.plan.extra_kv for x in (e.k, e.v, e.bias) if x is not None]
+        return torch.is_grad_enabled() and any(x.requires_grad for x in sources)
+
+    @property
+    def needs_lse(self) -> bool:
+        """True where some stage reads the log-sum-exp."""
+        return self.return_lse or bool(self.plan.features & WITH_LSE)
+
+    @property
+    def tokens_first(self) -> bool:
+        """True where q is a [B,N,H*D] projection seen as [B,H,N,D]; the output then takes the same layout."""
+        return self.q.stride(1) < self.q.stride(2)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can execute, as data.
+
+    features: plan parts by their field names. modulation: details of a modulation by their field names.
+    dtypes: None = any floating type. widths: least and greatest head width. devices: device types, None = any.
+    mask_bytes: greatest additive mask it may write out, None = it writes none.
+    """
+
+    features: frozenset[str]
+    modulation: frozenset[str] = frozenset()
+    dtypes: frozenset[torch.dtype] | None = None
+    widths: tuple[int, int] = (1, 1 << 20)
+    devices: frozenset[str] | None = None
+    gradient: bool = True
+    lse: bool = True
+    mask_bytes: int | None = None
+
+    def refuse(self, call: Call) -> str | None:
+        """The first limit that ``call`` exceeds, as a sentence; None if it fits."""
+        missing = sorted(call.plan.features - self.features)
+        if missing:
+            return f"it cannot execute {', '.join(missing)}"
+        lacking = sorted(modulation_details(call.plan) - self.modulation)
+        if lacking:
+            return f"it cannot execute modulation with {', '.join(lacking)}"
+        if self.dtypes is not None and call.q.dtype not in self.dtypes:
+            return f"it does not take {call.q.dtype}"
+        width = call.q.shape[-1]
+        if not self.widths[0] <= width <= self.widths[1]:
+            return f"head width {width} is outside {self.widths[0]} to {self.widths[1]}"
+        if self.devices is not None and call.q.device.type not in self.devices:
+            return f"it does not run on {call.q.device.type}"
+        if not self.gradient and call.needs_grad:
+            return "it has no gradient and one is needed"
+        if not self.lse and call.return_lse:
+            return "it does not give the log-sum-exp"
+        if self.mask_bytes is not None and (size := mask_size(call)) > self.mask_bytes:
+            return f"its mask would take {size / 2**20:.0f} MB, more than {self.mask_bytes / 2**20:.0f} MB"
+        return None
+
+
+Runner = Callable[[Call, Tensor, Tensor, Tensor, AttentionPlan, bool, bool], tuple[Tensor, Tensor | None]]
+"""(call, q, k, v, logit parts, lse wanted, careful) -> (o, lse). careful: second try after a failure, least resources."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """name; priority, lower is tried first by "auto"; may_fail: a failing run is retried once, then the next one is taken."""
+
+    name: str
+    priority: int
+    limits: Limits
+    run: Runner
+    available: Callable[[Call], str | None] = field(default=lambda call: None)
+    may_fail: bool = False
+
+    def refuse(self, call: Call) -> str | None:
+        """Why this backend cannot execute ``call``; None if it can."""
+        return self.limits.refuse(call) or self.available(call)
+
+
+_registry: dict[str, Backend] = {}
+
+
+def register(backend: Backend) -> Backend:
+    """Add a backend; raises ValueError if the name is taken."""
+    if backend.name in _registry:
+        raise ValueError(f"a backend named {backend.name!r} is registered already")
+    _registry[backend.name] = backend
+    return backend
+
+
+def backends() -> list[Backend]:
+    """All backends in the order "auto" tries them."""
+    return sorted(_registry.values(), key=lambda b: b.priority)
+
+
+def modulation_details(plan: AttentionPlan) -> frozenset[str]:
+    """Field names of the modulation that are in use."""
+    mod = plan.modulation
+    if mod is None:
+        return frozenset()
+    return frozenset(f.name for f in fields(mod) if getattr(mod, f.name) is not None and getattr(mod, f.name) is not False)
+
+
+def mask_size(call: Call) -> int:
+    """Bytes of the additive mask that expresses key_bias and labels of the call's main segment."""
+    bias, labels = call.plan.key_bias, call.plan.labels
+    if labels is None:
+        return 0 if bias is None else bias.numel() * call.q.element_size()
+    batch = max(labels.allow_q.shape[0], labels.label_k.shape[0], 1 if bias is None else bias.shape[0])
+    heads = 1 if bias is None else bias.shape[1]
+    return batch * heads * call.q.shape[2] * call.k.shape[2] * call.q.element_size()
+
+
+# --- additive masks, for backends that know no other rule ----------------------------------------------------------------
+
+
+def additive_mask(plan: AttentionPlan, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """(mask [B|1,H|1,Nq|1,Nk], live [B|1,H|1,Nq|1,1]) of key_bias and labels; (None, None) if there is neither.
+
+    A row without any key gets an all-zero mask, which no softmax turns into NaN, and live = False: its output is dropped.
+    """
+    mask = None if plan.key_bias is None else plan.key_bias.to(dtype)[:, :, None, :]
+    if plan.labels is not None:
+        admitted = _admitted(plan.labels)
+        mask = torch.zeros((), dtype=dtype, device=admitted.device) if mask is None else mask
+        mask = mask.masked_fill(~admitted[:, None], -math.inf)
+    if mask is None:
+        return None, None
+    live = mask.detach().amax(-1, keepdim=True) > -math.inf
+    return mask.masked_fill(~live, 0.0), live
+
+
+def _admitted(labels: Labels) -> Tensor:
+    """bool [B|1, Nq, Nk], one byte per pair at the peak: allow bits are spread per label, then looked up per key."""
+    bits = torch.arange(labels.count, device=labels.allow_q.device)
+    allowed = ((labels.allow_q[..., None] >> bits) & 1).bool()
+    batch = max(allowed.shape[0], labels.label_k.shape[0])
+    allowed, label_k = allowed.expand(batch, -1, -1), labels.label_k.long().expand(batch, -1)
+    return torch.stack([a.index_select(1, label) for a, label in zip(allowed, label_k, strict=True)])
+
+
+def _scaled_query(call: Call, q: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """q times the per-head factor of the modulation and times ``scale``: all that is left of a rule without tables."""
+    mod = plan.modulation
+    if mod is None or mod.scale is None:
+        return q if scale == 1.0 else q * scale
+    return (q.float() * (mod.scale.float()[:, None, None] * scale)).to(q.dtype)
+
+
+def _keep_live(o: Tensor, live: Tensor | None) -> Tensor:
+    return o if live is None else torch.where(live, o, 0.0)
+
+
+# --- host: the dense attention the user chose ----------------------------------------------------------------------------
+
+
+def takes_mask(dense: Callable[..., Tensor]) -> bool:
+    """True where ``dense`` declares a parameter ``mask`` (or takes any keyword)."""
+    try:
+        parameters = inspect.signature(dense).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _host_available(call: Call) -> str | None:
+    if call.dense is None:
+        return "the caller passed no dense attention"
+    if call.plan.key_bias is not None and not takes_mask(call.dense):
+        return "the dense attention of the caller takes no mask"
+    return None
+
+
+def _run_host(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, None]:
+    assert call.dense is not None
+    # The host divides by sqrt(D) itself: only what differs from that is put into q.
+    q = _scaled_query(call, q, plan, call.scale * math.sqrt(q.shape[-1]) if call.scale != q.shape[-1] ** -0.5 else 1.0)
+    mask, live = additive_mask(plan, q.dtype)
+    o = call.dense(q, k, v) if mask is None else call.dense(q, k, v, mask=mask)
+    if o.shape != q.shape:
+        raise ValueError(f"the dense attention returned {list(o.shape)} for queries {list(q.shape)}; expected the same shape")
+    return _keep_live(o, live), None
+
+
+# --- triton --------------------------------------------------------------------------------------------------------------
+
+
+def _triton_available(call: Call) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if call.q.device.type == "cpu":
+        from .triton.launch import interpreted
+
+        if not interpreted():
+            return "it needs a GPU"
+        return None if call.explicit else "its interpreter is slow and runs only when asked for by name"
+    if torch.version.hip is None and torch.cuda.get_device_capability(call.q.device) < (8, 0):
+        return "GPUs below compute capability 8.0 have no matrix units it can use"
+    return None
+
+
+def _run_triton(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
+    from .triton.op import run
+
+    return run(q, k, v, plan, call.scale, tokens_first=call.tokens_first, careful=careful)
+
+
+# --- sdpa and chunked ----------------------------------------------------------------------------------------------------
+
+
+def _run_sdpa(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, None]:
+    q = _scaled_query(call, q, plan, 1.0)
+    mask, live = additive_mask(plan, q.dtype)
+    o = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=call.scale, enable_gqa=k.shape[1] != q.shape[1]
+    )
+    return _keep_live(o, live), None
+
+
+def _run_chunked(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
+    return chunked_attend(q, k, v, plan, call.scale, tokens_first=call.tokens_first)
+
+
+register(
+    Backend(
+        "host",
+        0,
+        Limits(features=AROUND | {"modulation", "key_bias"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
+        _run_host,
+        _host_available,
+    )
+)
+register(
+    Backend(
+        "triton",
+        10,
+        Limits(
+            features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels"},
+            modulation=EVERY_LOGIT_DETAIL,
+            dtypes=HALF_AND_FULL,
+            widths=(16, 256),
+            devices=frozenset({"cuda", "cpu"}),
+            gradient=False,
+        ),
+        _run_triton,
+        _triton_available,
+        may_fail=True,
+    )
+)
+register(
+    Backend(
+        "sdpa",
+        30,
+        Limits(features=AROUND | {"modulation", "key_bias", "labels"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
+        _run_sdpa,
+    )
+)
+register(
+    Backend(
+        "chunked",
+        40,
+        Limits(features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels"}, modulation=EVERY_LOGIT_DETAIL),
+        _run_chunked,
+    )
+)

@@ -1,0 +1,136 @@
+"""The slow truth: every part of an AttentionPlan written out literally, with whole Nq x Nk matrices.
+
+Nothing here is shared with the fast paths on purpose: a mistake in one of them cannot hide in both. Only tests and
+benchmarks call this; memory is O(B H Nq Nk).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .plan import MASKED, AttentionPlan, DistanceTable, FrameTable
+
+
+def reference_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    dtype: torch.dtype = torch.float64,
+    trace: Any = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of ``q [B,H,Nq,D]`` over ``k, v [B,Hk,Nk,D]`` as ``plan`` asks, computed in ``dtype``.
+
+    Returns o ``[B,H,Nq,D]`` in ``dtype`` and, with ``return_lse``, the natural log-sum-exp ``[B,H,Nq]`` of everything that
+    took part. ``trace.probes`` receives the probes. Source: semantics stated in ``kernels/plan.py``.
+
+    >>> reference_attend(q, k, v, AttentionPlan())          # softmax(q k^T / sqrt(D)) v
+    """
+    heads, width = q.shape[1], q.shape[-1]
+    scale = width**-0.5 if scale is None else scale
+    q, k, v = q.to(dtype), _per_head(k, heads).to(dtype), _per_head(v, heads).to(dtype)
+    if plan.rotation is not None:
+        r = plan.rotation
+        q = _rotate(q, r.delta_q, r.freqs, r.pairing)
+        k = _rotate(k, r.delta_k, r.freqs, r.pairing)
+
+    logits = [_main_logits(q, k, plan, scale)]
+    values = [v]
+    for segment in plan.extra_kv:
+        s = scale * q @ _per_head(segment.k, heads).to(dtype).transpose(-1, -2)
+        if segment.bias is not None:
+            s = s + segment.bias.to(dtype)[:, :, None, :]
+        if segment.rows is not None:
+            s = s.masked_fill(~segment.rows[:, None], -math.inf)
+        logits.append(s)
+        values.append(_per_head(segment.v, heads).to(dtype).expand(q.shape[0], -1, -1, -1))
+
+    s = torch.cat([x.expand(q.shape[0], heads, -1, -1) for x in logits], dim=-1)
+    lse = torch.logsumexp(s, dim=-1)
+    p = torch.exp(s - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+    out = p @ torch.cat(values, dim=2)
+    if trace is not None:
+        trace.probes.update(_probes(p, k.shape[2], plan))
+
+    for mix in plan.head_mix:
+        target = v if mix.target == "identity" else v.mean(2, keepdim=True)
+        u = mix.amount.to(dtype)[:, None, None]
+        mixed = (1 - u) * out + u * target
+        out = mixed if mix.rows is None else torch.where(mix.rows[:, None], mixed, out)
+
+    before = out
+    for edit in plan.row_edits:
+        source = before[:, :, edit.copy_from] if edit.values is None else edit.values.to(dtype)
+        out = out.clone()
+        out[:, :, edit.rows] = (1 - edit.weight) * before[:, :, edit.rows] + edit.weight * source
+    return (out, lse) if return_lse else out
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _rotate(x: Tensor, delta: Tensor, freqs: Tensor, pairing: str) -> Tensor:
+    angle = torch.einsum("na,ahc->hnc", delta.to(x.dtype), freqs.to(x.dtype))
+    cos, sin = angle.cos(), angle.sin()
+    half = x.shape[-1] // 2
+    first, second = (x[..., 0::2], x[..., 1::2]) if pairing == "interleaved" else (x[..., :half], x[..., half:])
+    a, b = first * cos - second * sin, first * sin + second * cos
+    return torch.stack((a, b), -1).flatten(-2) if pairing == "interleaved" else torch.cat((a, b), -1)
+
+
+def _main_logits(q: Tensor, k: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    s = scale * q @ k.transpose(-1, -2)
+    mod = plan.modulation
+    if mod is not None:
+        factor = torch.ones(q.shape[2], k.shape[2], dtype=s.dtype, device=s.device)
+        masked = torch.zeros_like(factor, dtype=torch.bool)
+        for table in (mod.frames, mod.distance):
+            if table is not None:
+                classes = _frame_classes(table) if isinstance(table, FrameTable) else _distance_classes(table)
+                masked |= classes == MASKED
+                factor = factor * table.factors.to(s.dtype)[classes.masked_fill(classes == MASKED, 0)]
+        c = scale * q @ k.mean(2, keepdim=True).transpose(-1, -2) if mod.center_keys else torch.zeros_like(s[..., :1])
+        x = s - c
+        if mod.scale is not None:
+            factor = factor * mod.scale.to(s.dtype)[:, None, None]
+        s = c + (torch.where(x > 0, factor * x, x) if mod.positive_only else factor * x)
+        s = s.masked_fill(masked, -math.inf)
+    if plan.key_bias is not None:
+        s = s + plan.key_bias.to(s.dtype)[:, :, None, :]
+    if plan.labels is not None:
+        admitted = (plan.labels.allow_q[:, :, None] >> plan.labels.label_k.long()[:, None, :]) & 1
+        s = s.masked_fill(admitted[:, None] == 0, -math.inf)
+    return s
+
+
+def _frame_classes(table: FrameTable) -> Tensor:
+    fi, fj = table.ids_q.long()[:, None], table.ids_k.long()[None, :]
+    classes = table.classes.long()[fi.clamp(min=0), fj.clamp(min=0)]
+    return classes.masked_fill((fi < 0) | (fj < 0), 0)
+
+
+def _distance_classes(table: DistanceTable) -> Tensor:
+    pi, pj = table.pos_q.long()[:, None], table.pos_k.long()[None, :]
+    outside = (pi < 0) | (pj < 0)
+    classes = table.classes.long()[(pi - pj).abs().masked_fill(outside, 0)]
+    return classes.masked_fill(outside, 0)
+
+
+def _probes(p: Tensor, n_keys: int, plan: AttentionPlan) -> dict[str, Tensor]:
+    out = {}
+    for probe in plan.probes:
+        if probe.kind == "columns":
+            out[probe.name] = p[..., :n_keys][..., probe.keys]
+        elif probe.kind == "entropy":
+            out[probe.name] = -torch.special.xlogy(p, p).sum(-1)
+        else:
+            out[probe.name] = p[..., :n_keys].mean(2)
+    return out

@@ -1,0 +1,175 @@
+"""Which tiles of the (query, key) plane need what: worked out once per plan, on the device, without waiting for it.
+
+A tile of ``block_m`` queries by ``block_n`` keys is
+    PLAIN    nothing to do: every pair admitted with factor 1
+    UNIFORM  every pair admitted, one factor for all
+    MIXED    look at each pair
+    EMPTY    no pair admitted: never visited
+Per row of tiles the columns are listed in that order, so a kernel runs one loop per kind and branches on nothing. Memory is
+O(nQ nK + tokens).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .plan import MASKED, DistanceTable, FrameTable, Labels
+
+PLAIN, UNIFORM, MIXED, EMPTY = 0, 1, 2, 3
+MOST_CLASSES = 16
+"""Above this many factors uniform tiles are not looked for: they run as mixed, which is right and slower."""
+
+
+@dataclass(frozen=True)
+class TileLists:
+    """columns int32 [S, nQ, nK]: tile columns by kind; ends int32 [S, nQ, 3]: where PLAIN, UNIFORM and MIXED end. S = B|1."""
+
+    columns: Tensor
+    ends: Tensor
+
+
+def tile_lists(
+    frames: FrameTable | None,
+    distance: DistanceTable | None,
+    labels: Labels | None,
+    n_q: int,
+    n_k: int,
+    block_m: int,
+    block_n: int,
+) -> TileLists:
+    """Lists for the parts given; at least one must be. The kinds of several parts combine by their maximum.
+
+    >>> tile_lists(plan.modulation.frames, None, None, 32760, 32760, 128, 64).ends.shape
+    torch.Size([1, 256, 3])
+    """
+    parts = [p for p in (frames, distance, labels) if p is not None]
+    kinds = [_kinds_cached(p, n_q, n_k, block_m, block_n) for p in parts]
+    if len(kinds) == 1:
+        return _cached(parts[0], ("lists", block_m, block_n), lambda: _list(kinds[0]))
+    total = kinds[0]
+    for other in kinds[1:]:
+        total = torch.maximum(total, other)
+    return _list(total)
+
+
+def _list(kinds: Tensor) -> TileLists:
+    _, columns = torch.sort(kinds, dim=-1, stable=True)
+    per_kind = torch.stack([(kinds == kind).sum(-1) for kind in (PLAIN, UNIFORM, MIXED)], dim=-1)
+    return TileLists(columns.int().contiguous(), per_kind.cumsum(-1).int().contiguous())
+
+
+def _kinds_cached(part: FrameTable | DistanceTable | Labels, n_q: int, n_k: int, bm: int, bn: int) -> Tensor:
+    def compute() -> Tensor:
+        if isinstance(part, FrameTable):
+            return frame_kinds(part, bm, bn)
+        if isinstance(part, DistanceTable):
+            return distance_kinds(part, bm, bn)
+        return label_kinds(part, bm, bn)
+
+    return _cached(part, ("kinds", bm, bn), compute)
+
+
+def frame_kinds(t: FrameTable, block_m: int, block_n: int) -> Tensor:
+    """uint8 [1, nQ, nK] from which frames occur in each tile. Exact for any order of ids. Products of 0/1 matrices only."""
+    # Column 0 stands for tokens outside the grid: class 0 with everything.
+    classes = torch.nn.functional.pad(t.classes, (1, 0, 1, 0), value=0)
+    present_q = _presence(t.ids_q.long() + 1, classes.shape[0], block_m)
+    present_k = _presence(t.ids_k.long() + 1, classes.shape[1], block_n)
+    plain = ~_meets(present_q, classes != 0, present_k)
+    empty = ~_meets(present_q, classes != MASKED, present_k)
+    uniform = torch.zeros_like(plain)
+    if t.factors.shape[0] <= MOST_CLASSES:
+        for c in range(1, t.factors.shape[0]):
+            uniform |= ~_meets(present_q, classes != c, present_k)
+    return _kinds(plain, uniform, empty)[None]
+
+
+def distance_kinds(t: DistanceTable, block_m: int, block_n: int) -> Tensor:
+    """uint8 [1, nQ, nK] from the range of distances a tile can contain; a wider range than occurs only costs speed."""
+    q_lo, q_hi, q_out = _position_range(t.pos_q, block_m)
+    k_lo, k_hi, k_out = _position_range(t.pos_k, block_n)
+    # Tiles without any token of the grid have lo > hi; they are plain whatever the distances say.
+    outside = (q_lo > q_hi)[:, None] | (k_lo > k_hi)[None, :]
+    last = t.classes.shape[0] - 1
+    nearest = torch.maximum(q_lo[:, None] - k_hi[None, :], k_lo[None, :] - q_hi[:, None]).clamp(0, last)
+    farthest = torch.maximum(q_hi[:, None] - k_lo[None, :], k_hi[None, :] - q_lo[:, None]).clamp(0, last)
+
+    def none_in_range(hit: Tensor, start: Tensor) -> Tensor:
+        before = torch.nn.functional.pad(hit.int().cumsum(0), (1, 0))
+        return before[farthest + 1] <= before[start]
+
+    changes = torch.nn.functional.pad(t.classes[1:] != t.classes[:-1], (1, 0), value=False)
+    # Steps from class nearest to nearest+1, ..., farthest: none means one class throughout.
+    same = none_in_range(changes, torch.minimum(nearest + 1, farthest + 1))
+    exempt = q_out[:, None] | k_out[None, :]
+    plain = none_in_range(t.classes != 0, nearest) | outside
+    empty = none_in_range(t.classes != MASKED, nearest) & ~exempt & ~outside
+    return _kinds(plain, same & ~exempt, empty)[None]
+
+
+def label_kinds(t: Labels, block_m: int, block_n: int) -> Tensor:
+    """uint8 [B|1, nQ, nK] from the labels present among the keys and the bits all, or any, of the queries have."""
+    bits = torch.arange(t.count, device=t.allow_q.device)
+    allowed = ((t.allow_q[..., None] >> bits) & 1).bool()  # [B|1, Nq, count]
+    present = t.label_k.long()[..., None] == bits
+    any_q, lacking_q = _tile_any(allowed, block_m), _tile_any(~allowed, block_m)
+    any_k = _tile_any(present, block_n).float()
+    reads = (any_q.float() @ any_k.transpose(-1, -2)) > 0
+    refuses = (lacking_q.float() @ any_k.transpose(-1, -2)) > 0
+    return _kinds(~refuses, torch.zeros_like(reads), ~reads)
+
+
+def _kinds(plain: Tensor, uniform: Tensor, empty: Tensor) -> Tensor:
+    kinds = torch.full_like(plain, MIXED, dtype=torch.uint8)
+    kinds.masked_fill_(uniform, UNIFORM).masked_fill_(plain, PLAIN).masked_fill_(empty, EMPTY)
+    return kinds
+
+
+def _presence(ids: Tensor, size: int, block: int) -> Tensor:
+    """fp32 0/1 [tiles, size]: does id occur in the tile."""
+    tiles = -(-ids.shape[0] // block)
+    flat = torch.arange(ids.shape[0], device=ids.device) // block * size + ids.clamp(0, size - 1)
+    return torch.zeros(tiles * size, device=ids.device).scatter_(0, flat, 1.0).view(tiles, size)
+
+
+def _meets(a: Tensor, relation: Tensor, b: Tensor) -> Tensor:
+    """bool [nQ, nK]: some id of tile i is related to some id of tile j."""
+    reached = ((a @ relation.float()) > 0).float()
+    return (reached @ b.transpose(0, 1)) > 0
+
+
+def _position_range(pos: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Smallest and largest position in the grid per tile, and whether a token outside of it occurs."""
+    far = torch.iinfo(torch.int32).max // 4
+    tiles = -(-pos.shape[0] // block)
+    padding = tiles * block - pos.shape[0]
+    pos, out = pos.long(), pos < 0
+    lo = torch.nn.functional.pad(pos.masked_fill(out, far), (0, padding), value=far).view(tiles, block).amin(-1)
+    hi = torch.nn.functional.pad(pos.masked_fill(out, -far), (0, padding), value=-far).view(tiles, block).amax(-1)
+    return lo, hi, torch.nn.functional.pad(out, (0, padding)).view(tiles, block).any(-1)
+
+
+def _tile_any(x: Tensor, block: int) -> Tensor:
+    """bool [B|1, tiles, count] from bool [B|1, N, count]."""
+    tiles = -(-x.shape[1] // block)
+    return torch.nn.functional.pad(x, (0, 0, 0, tiles * block - x.shape[1])).view(x.shape[0], tiles, block, -1).any(2)
+
+
+_store: WeakKeyDictionary = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _cached(part, key, compute):
+    """Derived data of a plan part, kept as long as the part lives. Parts are immutable, so identity is a sound key."""
+    with _lock:
+        found = _store.setdefault(part, {}).get(key)
+    if found is None:
+        found = compute()
+        with _lock:
+            _store[part][key] = found
+    return found
