@@ -14,7 +14,6 @@ from ..core.errors import LoomError
 from ..core.schedule import BlockSelection, Window
 
 BACKENDS = ["auto", "triton", "chunked", "sdpa"]
-ADVANCED = {"advanced": True}
 
 
 def category(group: str) -> str:
@@ -37,24 +36,32 @@ def strength_input(what: str) -> io.Float.Input:
     return io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=f"{what} 0 turns the node off: the result is then exactly that of the graph without it.")
 
 
-def window_inputs() -> list[io.Float.Input]:
+def advanced(*inputs: Any) -> list[Any]:
+    """Mark inputs as expert ones: hosts that can will fold them away."""
+    for item in inputs:
+        # no host of 2025 takes it in the constructor, all pass on what stands in extra_dict
+        item.extra_dict = dict(getattr(item, "extra_dict", None) or {}) | {"advanced": True}
+    return list(inputs)
+
+
+def window_inputs() -> list[Any]:
     """start_percent and end_percent."""
-    return [
-        io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, optional=True, extra_dict=ADVANCED,
+    return advanced(
+        io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, optional=True,
                        tooltip="From which part of the sampling on the method acts. 0 is the start (pure noise)."),
-        io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, optional=True, extra_dict=ADVANCED,
+        io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, optional=True,
                        tooltip="Up to which part of the sampling the method acts. 1 is the end."),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def place_inputs() -> list[Any]:
     """blocks and backend."""
-    return [
-        io.String.Input("blocks", default="", optional=True, extra_dict=ADVANCED,
+    return advanced(
+        io.String.Input("blocks", default="", optional=True,
                         tooltip="Blocks the method acts on; empty means all. 7-10 counts all blocks in order, -1 is the last, d5 a double and s12-20 single blocks; for UNets d2.2-9, m0, u0.4."),
-        io.Combo.Input("backend", options=BACKENDS, default="auto", optional=True, extra_dict=ADVANCED,
+        io.Combo.Input("backend", options=BACKENDS, default="auto", optional=True,
                        tooltip="What computes the changed attention. auto takes the fastest that can (the report says which and why); any other choice fails loudly if it cannot run."),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def window(start_percent: float, end_percent: float) -> Window:

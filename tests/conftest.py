@@ -26,3 +26,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run with LOOM_GPU=1 on one"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", default=None, help="folder into which the browser tests put pictures of what they see")

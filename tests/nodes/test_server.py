@@ -21,7 +21,7 @@ def test_all_nodes_are_there_and_explain_themselves(object_info):
         assert node["category"].startswith("attention loom/")
         assert len(node["description"]) > 60
         assert next(iter(node["input"]["required"])) == "model"
-        for part in node["input"].values():
+        for part in (node["input"].get("required", {}), node["input"].get("optional", {})):
             for key, spec in part.items():
                 assert len(spec[1].get("tooltip", "")) > 20, f"{name}.{key} has no tooltip"
         assert all(node["output_tooltips"])

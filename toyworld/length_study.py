@@ -1,0 +1,210 @@
+"""Does it help? Longer clips in the toy world: stock, RIFLEx, UltraViCo over alpha, on paired seeds.
+
+``make evidence`` (or ``python -m attention_loom.toyworld.length_study --clips 64``) samples the committed checkpoint through
+the host's own sampling path, with the pack's nodes attached, and writes
+
+* ``toyworld/results/length_study.json``: every measure of every clip, so any other statistic can be computed later,
+* ``toyworld/results/length_study.png``: the curve over alpha,
+* ``toyworld/results/length_study.md``: the table with 95 % intervals (bootstrap over clips; gains are paired).
+
+Resumable: finished settings are kept as long as checkpoint and method code are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from .measures import measure_clip
+from .sampling import sample_clips
+from .world import MOTIONS, random_caption
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+NATIVE = 6
+"""Latent frames of a native clip."""
+ALPHAS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+RIFLEX_K = (1, 2, 3)
+SHOWN = {"iou": "shape IoU", "broken": "broken frames", "motion_kept": "motion kept", "identity": "identity", "freeze": "freeze", "repetition": "repetition", "sharpness": "sharpness"}
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table: a length and what is attached."""
+
+    frames: int
+    name: str
+    patch: Callable[[Any], Any] | None = None
+
+
+def settings() -> list[Setting]:
+    """Native, then every length with stock, each RIFLEx k and UltraViCo over alpha."""
+    from ..core.attach import attach
+    from ..core.methods.riflex import RIFLEx
+    from ..core.methods.ultravico import UltraViCo
+
+    def riflex(k: int) -> Callable[[Any], Any]:
+        return lambda model: attach(model, RIFLEx(k=k))
+
+    def ultravico(alpha: float, **more: Any) -> Callable[[Any], Any]:
+        return lambda model: attach(model, UltraViCo(train_frames=NATIVE, alpha=alpha, **more))
+
+    rows = [Setting(NATIVE, "native")]
+    for times in (2, 3, 4):
+        frames = NATIVE * times
+        rows.append(Setting(frames, "stock"))
+        alphas = ALPHAS if times > 2 else (0.9, 0.6)
+        rows += [Setting(frames, f"UltraViCo {a:g}", ultravico(a)) for a in alphas]
+        if times > 2:
+            rows += [Setting(frames, f"RIFLEx k={k}", riflex(k)) for k in RIFLEX_K]
+        if times == 4:
+            rows.append(Setting(frames, "UltraViCo 0.6, first frame masked", ultravico(0.6, first_frame=True)))
+            rows.append(Setting(frames, "UltraViCo 0.6, keys not centred", ultravico(0.6, center_keys=False)))
+    return rows
+
+
+def held_out(clips: int) -> list[tuple[str, int]]:
+    """Captions and seeds, all motions in turn; the generator's seed is used nowhere else."""
+    rng = random.Random(20261121)
+    return [(str(random_caption(rng, MOTIONS[i % len(MOTIONS)])), 1000 + i) for i in range(clips)]
+
+
+def run(clips: int) -> dict[str, Any]:
+    """All settings that are not in the results yet."""
+    path = RESULTS / "length_study.json"
+    key = _key(clips)
+    data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if data.get("key") != key:
+        data = {"key": key, "clips": clips, "captions": held_out(clips), "rows": {}}
+    for setting in settings():
+        row = f"{setting.frames // NATIVE}x {setting.name}"
+        if row in data["rows"]:
+            continue
+        begin = time.time()
+        data["rows"][row] = _sample(setting, held_out(clips))
+        path.write_text(json.dumps(data) + "\n")
+        means = {k: round(float(numpy.mean([m[k] for m in data["rows"][row]])), 3) for k in SHOWN}
+        print(f"{row}: {means} ({time.time() - begin:.0f} s)", flush=True)
+    return data
+
+
+def _sample(setting: Setting, work: list[tuple[str, int]]) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = []
+    for i in range(0, len(work), BATCH):
+        captions, seeds = [c for c, _ in work[i : i + BATCH]], [s for _, s in work[i : i + BATCH]]
+        frames = sample_clips(captions, setting.frames, seeds, patch=setting.patch)
+        found += [{k: round(v, 5) for k, v in measure_clip(clip, caption).items()} for clip, caption in zip(frames, captions, strict=True)]
+    return found
+
+
+def _key(clips: int) -> str:
+    """Results belong to one checkpoint and one version of the code that makes them."""
+    digest = hashlib.sha256(str(clips).encode())
+    root = HERE.parent
+    for path in (HERE / "checkpoints" / "toy_wan_t2v.safetensors", *sorted((root / "core").rglob("*.py")), HERE / "measures.py", HERE / "sampling.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def interval(values: numpy.ndarray, draws: int = 4000) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over clips."""
+    rng = numpy.random.default_rng(0)
+    means = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
+    return float(values.mean()), float(numpy.quantile(means, 0.025)), float(numpy.quantile(means, 0.975))
+
+
+def column(data: dict[str, Any], row: str, measure: str) -> numpy.ndarray:
+    """One measure of one row, clip by clip."""
+    return numpy.array([m[measure] for m in data["rows"][row]], dtype=float)
+
+
+def table(data: dict[str, Any]) -> str:
+    """Markdown: mean of every measure, and the paired gain in shape IoU over stock and over the best RIFLEx."""
+    lines = [
+        f"{data['clips']} prompts and seeds, the same in every row; mean over clips; gains are paired, with 95 % bootstrap intervals.",
+        "",
+        "| length, method | " + " | ".join(SHOWN.values()) + " | IoU gain over stock | IoU gain over best RIFLEx |",
+        "|---" * (len(SHOWN) + 3) + "|",
+    ]
+    for row in data["rows"]:
+        times = row.split()[0]
+        cells = [f"{column(data, row, k).mean():.3f}" for k in SHOWN]
+        gains = ["", ""]
+        if row != f"{times} stock" and f"{times} stock" in data["rows"]:
+            gains[0] = _gain(data, row, f"{times} stock")
+            best = _best_riflex(data, times)
+            gains[1] = _gain(data, row, best) if best and "UltraViCo" in row else ""
+        lines.append(f"| {row} | " + " | ".join(cells + gains) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _gain(data: dict[str, Any], row: str, base: str, measure: str = "iou") -> str:
+    mean, low, high = interval(column(data, row, measure) - column(data, base, measure))
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _best_riflex(data: dict[str, Any], times: str) -> str | None:
+    rows = [r for r in data["rows"] if r.startswith(f"{times} RIFLEx")]
+    return max(rows, key=lambda r: column(data, r, "iou").mean(), default=None)
+
+
+def plot(data: dict[str, Any], path: Path) -> None:
+    """Measures over alpha at 3x and 4x with stock, the best RIFLEx and the native clip as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [("iou", "shape IoU (higher is better)"), ("broken", "broken frames (lower is better)"), ("motion_kept", "motion kept"), ("identity", "identity")]
+    figure, axes = pyplot.subplots(2, len(shown), figsize=(17, 7.4), sharex=True)
+    for line, times in enumerate(("3x", "4x")):
+        for axis, (measure, title) in zip(axes[line], shown, strict=True):
+            alphas = sorted(a for a in ALPHAS if f"{times} UltraViCo {a:g}" in data["rows"])
+            found = [interval(column(data, f"{times} UltraViCo {a:g}", measure)) for a in alphas]
+            mean, low, high = (numpy.array(x) for x in zip(*found, strict=True))
+            axis.fill_between(alphas, low, high, alpha=0.2, color="#3f789e")
+            axis.plot(alphas, mean, "o-", color="#3f789e", label="UltraViCo")
+            for row, label, colour, style in (
+                (f"{times} stock", "stock", "#b04040", "--"),
+                (_best_riflex(data, times), "RIFLEx (best k)", "#c08a2a", "-."),
+                ("1x native", "native length", "#555555", ":"),
+            ):
+                if row in data["rows"]:
+                    value, lo, hi = interval(column(data, row, measure))
+                    axis.axhline(value, color=colour, ls=style, label=label)
+                    axis.axhspan(lo, hi, color=colour, alpha=0.08)
+            axis.set_title(f"{times} length: {title}", fontsize=11)
+            axis.set_xlabel("alpha")
+            axis.grid(alpha=0.25)
+    axes[0][0].legend(fontsize=9)
+    figure.suptitle(f"Toy world, {data['clips']} paired prompts and seeds; bands are 95 % bootstrap intervals of the mean", fontsize=12)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--clips", type=int, default=64, help="paired prompts and seeds per row (default 64)")
+    args = parser.parse_args()
+    data = run(args.clips)
+    (RESULTS / "length_study.md").write_text(table(data))
+    plot(data, RESULTS / "length_study.png")
+    print(table(data))
+
+
+if __name__ == "__main__":
+    main()
