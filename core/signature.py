@@ -46,16 +46,16 @@ class Signature:
         return previous(self.func, *self.args, **self.kwargs)
 
     def dense(self, previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
-        """A dense attention ``(q, k, v, bias=None) -> [B, H, N, D]`` that runs the same backend on other tensors.
+        """A dense attention ``(q, k, v, mask=None) -> [B, H, N, D]`` that runs the same backend on other tensors.
 
-        ``bias``: additive, broadcastable to [B, H, Nq, Nk]; it replaces the call's own mask.
+        mask: additive, broadcastable to [B, H, Nq, Nk]; it replaces the call's own. Logits are scaled by D^-0.5: whoever
+        wants another scale puts it into q.
         """
 
-        def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-            kwargs = {n: x for n, x in self.kwargs.items() if n not in ("mask", "skip_reshape", "skip_output_reshape")}
-            kwargs.pop("heads", None)
+        def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            kwargs = {n: x for n, x in self.kwargs.items() if n not in _REPLACED}
             args = (q, k, v, self.heads)
-            kwargs.update(mask=bias, skip_reshape=True)
+            kwargs.update(mask=mask, skip_reshape=True)
             out = self.func(*args, **kwargs) if previous is None else previous(self.func, *args, **kwargs)
             return out.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -85,6 +85,9 @@ class Signature:
 
 _POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 """The order in which the host's backends take what comes by position."""
+
+_REPLACED = {"q", "k", "v", "heads", "mask", "skip_reshape", "skip_output_reshape", "scale"}
+"""What a dense call on other tensors gives anew; all other keyword arguments go through."""
 
 
 def read(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Signature:
