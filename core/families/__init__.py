@@ -12,9 +12,20 @@ from .base import Family
 @lru_cache(maxsize=1)
 def families() -> tuple[Family, ...]:
     """All adapters, most specific first."""
-    from . import wan
+    from . import cosmos, flux, hunyuan_video, ltx, lumina, mochi, qwen_image, sd3, unet, wan
 
-    return (wan.Wan(),)
+    return (
+        wan.Wan(),
+        hunyuan_video.HunyuanVideo(),
+        ltx.LTX(),
+        mochi.Mochi(),
+        cosmos.Cosmos(),
+        flux.Flux(),
+        sd3.SD3(),
+        qwen_image.QwenImage(),
+        lumina.Lumina(),
+        unet.UNet(),
+    )
 
 
 def family_of(model: Any) -> Family:

@@ -21,11 +21,31 @@ MARK = "loom_block"
 
 @dataclass(eq=False)
 class Mark:
-    """The running block. A fresh one for every execution of a block, so ``calls`` counts its attention calls from zero."""
+    """The running block. A fresh one for every execution of a block, so ``calls`` counts its attention calls from zero.
+
+    hint: which of a block's attentions runs, where the host tells ("attn1", "attn2" of a UNet). text: tokens the host
+    handed to the blocks as text, which can be more than the prompt has; None where the host does not tell.
+    """
 
     block: Block
     calls: int = 0
     hint: str = ""
+    text: int | None = None
+
+
+NOTHING = TokenLayout(())
+
+
+@dataclass(frozen=True)
+class Laid(Geometry):
+    """A geometry that already knows the order of the tokens.
+
+    sequence: what the blocks run on: all tokens of a joint attention, or the queries of self- and cross-attention.
+    prompt: the text alone, as a cross-attention or a text refiner reads it.
+    """
+
+    sequence: TokenLayout = NOTHING
+    prompt: TokenLayout = NOTHING
 
 
 @dataclass(frozen=True)
@@ -47,8 +67,8 @@ class RopeAxis:
     """The temporal axis of a rotary embedding.
 
     per_frame fp64 [n]: radians per latent frame, descending. pair_of int64 [H|1, D/2]: which of the n frequencies turns a
-    channel pair, -1 = none (other axes). times(T) -> [T]: temporal position in latent frames. pairing as in
-    :class:`kernels.plan.Rotation`.
+    channel pair, -1 = none (other axes). times(T) -> fp64 [T]: temporal position of each latent frame, in latent frames; the
+    stock angle of frame t is ``per_frame * times(T)[t]`` up to a constant. pairing as in :class:`kernels.plan.Rotation`.
     """
 
     per_frame: Tensor
@@ -74,26 +94,32 @@ class Family:
         return any(c.__name__ in self.classes for c in type(model).__mro__)
 
     def blocks(self, model: Any) -> list[Block]:
-        """All blocks in order of execution."""
+        """The main blocks in order of execution: what a user's block selection counts. Refiners and side blocks are not in it."""
         raise NotImplementedError
 
     def install(self, patcher: Any) -> None:
         """Put what cannot be put at run time on the clone (object patches). Called once per clone chain."""
 
-    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Geometry:
-        """Token grid of one model call. x: the latent [B, C, (T,) h, w]; extra: the keyword conditions."""
+    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
+        """Token grid of one model call. x: the latent [B, C, (T,) h, w]; context: [B, N, C] or None; extra: the keyword
+        conditions. Raises IndexError for a latent of the wrong rank, nothing else.
+        """
         raise NotImplementedError
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         """Make the running block known: edits ``options``, the wrapper's own copy of transformer_options."""
         raise NotImplementedError
 
-    def place(self, options: dict[str, Any], geometry: Geometry, nq: int, nk: int) -> Place:
-        """Where a call with nq queries and nk keys happens. Raises Unclear."""
+    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
+        """Where a call with nq queries and nk keys happens. Raises Unclear; whether the layouts have nq and nk tokens is
+        checked by the caller.
+        """
         raise NotImplementedError
 
-    def rope(self, model: Any) -> RopeAxis | None:
-        """The temporal rotary axis, or None."""
+    def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
+        """The temporal rotary axis, or None. extra: the keyword conditions, for models whose positions depend on the frame
+        rate; without them the host's default rate holds.
+        """
         return None
 
 
@@ -105,10 +131,9 @@ def tokens(size: int, patch: int) -> int:
     return -(-size // patch)
 
 
-def grid_span(geometry: Geometry) -> Span:
+def grid_span(grid: tuple[int, int, int], still: bool) -> Span:
     """The generated picture or video as a span."""
-    t, y, x = geometry.grid
-    return Span("image" if geometry.still else "video", t * y * x, geometry.grid)
+    return Span("image" if still else "video", grid[0] * grid[1] * grid[2], grid)
 
 
 def layout(*spans: Span) -> TokenLayout:
@@ -116,13 +141,23 @@ def layout(*spans: Span) -> TokenLayout:
     return TokenLayout(tuple(s for s in spans if s.length))
 
 
+def length(context: Tensor | None) -> int:
+    """Tokens of a [B, N, C] conditioning, 0 for none."""
+    return 0 if context is None else context.shape[1]
+
+
+def picture_tokens(latents: Any, patch: int) -> int:
+    """Tokens of reference latents, a list of [B, C, ..., h, w] or None."""
+    return sum(tokens(x.shape[-2], patch) * tokens(x.shape[-1], patch) for x in latents or ())
+
+
 def number(groups: dict[str, int]) -> list[Block]:
     """Blocks of kinds that run one after another, numbered through: {"double": 19, "single": 38}."""
-    total = sum(groups.values())
-    out: list[Block] = []
-    for kind, count in groups.items():
-        out.extend(Block(kind, i, len(out) + i - 0, total) for i in range(count))
-    return [Block(b.kind, b.index, n, total) for n, b in enumerate(out)]
+    named = [(kind, index) for kind, count in groups.items() for index in range(count)]
+    return [Block(kind, index, ordinal, len(named)) for ordinal, (kind, index) in enumerate(named)]
+
+
+# --- making the running block known ---------------------------------------------------------------------------------
 
 
 def mark_dit(options: dict[str, Any], blocks: list[Block], names: dict[str, str]) -> None:
@@ -132,15 +167,18 @@ def mark_dit(options: dict[str, Any], blocks: list[Block], names: dict[str, str]
     """
     patches = dict(options.get("patches_replace", {}))
     slots = dict(patches.get("dit", {}))
+    seen: dict[str, int] = {}
     for block in blocks:
         slot = (names[block.kind], block.index)
-        slots[slot] = _marking(block, slots.get(slot))
+        slots[slot] = _marking(block, slots.get(slot), seen)
     options["patches_replace"] = patches | {"dit": slots}
 
 
-def _marking(block: Block, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+def _marking(block: Block, previous: Callable[..., Any] | None, seen: dict[str, int]) -> Callable[..., Any]:
     def replace(args: dict[str, Any], extra: dict[str, Any]) -> Any:
-        args = args | {"transformer_options": args["transformer_options"] | {MARK: Mark(block)}}
+        if "txt" in args:  # single blocks get the joined sequence, and take the number from the double blocks before them
+            seen["text"] = args["txt"].shape[1]
+        args = args | {"transformer_options": args["transformer_options"] | {MARK: Mark(block, text=seen.get("text"))}}
         if previous is not None:
             return previous(args, extra)
         return extra["original_block"](args)
@@ -164,6 +202,39 @@ def mark_forward(patcher: Any, path: str, block: Block) -> None:
     patcher.add_object_patch(f"{path}.forward", forward)
 
 
+def mark_outside(options: dict[str, Any], kind: str) -> None:
+    """Publish what runs outside of the marked blocks (a text refiner); calls are counted over the whole model call."""
+    options[MARK] = Mark(Block(kind, 0))
+
+
 def running(options: dict[str, Any]) -> Mark | None:
-    """The block that runs, or None outside of blocks (text refiners, embedders)."""
+    """The block that runs, or None where nothing was published."""
     return options.get(MARK)
+
+
+def elsewhere(mark: Mark, nq: int, nk: int) -> Place:
+    """A call that belongs to no known block, for instance of a module another pack put in: nobody's business."""
+    return Place(Block("outside", mark.calls), "other", layout(Span("other", nq)), layout(Span("other", nk)))
+
+
+def inside(options: dict[str, Any]) -> Mark:
+    """The block that runs. Raises Unclear outside of blocks."""
+    mark = running(options)
+    if mark is None:
+        raise Unclear("attention outside of the known blocks")
+    return mark
+
+
+# --- where a call happens: the two usual kinds of block -------------------------------------------------------------
+
+
+def joint(mark: Mark, geometry: Laid) -> Place:
+    """A block that runs one attention over all its tokens."""
+    return Place(mark.block, "joint", geometry.sequence, geometry.sequence)
+
+
+def self_then_cross(mark: Mark, geometry: Laid) -> Place:
+    """A block that runs self-attention first and then cross-attention to the prompt."""
+    if mark.calls == 0:
+        return Place(mark.block, "self", geometry.sequence, geometry.sequence)
+    return Place(mark.block, "cross", geometry.sequence, geometry.prompt)

@@ -1,7 +1,8 @@
 """Wan 2.1 and 2.2: text-to-video, image-to-video, TI2V, VACE, camera, Phantom-like references.
 
-Per block: self-attention over [reference frame,] video tokens, then cross-attention to the text (image-to-video with a
-CLIP picture: first to the picture, then to the text). VACE runs blocks of its own between the main ones.
+Per block: self-attention over [reference frame,] video tokens [, appended reference frames], then cross-attention to the
+text (image-to-video with a CLIP picture: first to the picture, then to the text). VACE runs blocks of its own between the
+main ones, once per control video; they are no part of the numbering.
 """
 
 from __future__ import annotations
@@ -11,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import Block, Geometry, Span
-from .base import Family, Place, RopeAxis, Unclear, grid_span, layout, mark_dit, number, running, tokens
-
-CLIP_PICTURE = 257
-"""Keys of the CLIP picture in image-to-video models."""
+from ..call import Block, Span
+from .base import Family, Laid, Place, RopeAxis, grid_span, inside, layout, length, mark_dit, mark_forward, number, self_then_cross, tokens
 
 
 class Wan(Family):
@@ -26,50 +24,50 @@ class Wan(Family):
     video = True
     positions_in_model_dtype = True
     refused = {
-        "WanModel_S2V": "its speech-to-video blocks do not hand on the options a pack needs to reach their attention",
+        "WanModel_S2V": "its blocks do not hand on the options by which a pack reaches their attention",
         "HumoWanModel": "its audio blocks lay out tokens in a way this version does not know",
-        "AnimateWanModel": "its face adapter runs attention outside the blocks",
+        "AnimateWanModel": "its face adapter runs attention that no pack can reach",
     }
 
     def blocks(self, model: Any) -> list[Block]:
         return number({"block": len(model.blocks)})
 
-    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Geometry:
+    def install(self, patcher: Any) -> None:
+        # the host's block replace covers the main blocks only
+        for index, _ in enumerate(getattr(patcher.get_model_object("diffusion_model"), "vace_blocks", ())):
+            mark_forward(patcher, f"diffusion_model.vace_blocks.{index}", Block("vace", index))
+
+    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         pt, py, px = model.patch_size
-        frames = tokens(x.shape[2], pt)
-        concat = extra.get("time_dim_concat")
-        if concat is not None:
-            frames += tokens(concat.shape[2], pt)
-        y, w = tokens(x.shape[3], py), tokens(x.shape[4], px)
-        reference = extra.get("reference_latent")
-        with_reference = reference is not None and getattr(model, "ref_conv", None) is not None
-        return Geometry(
-            (frames, y, w),
-            text=0 if context is None else context.shape[1],
-            reference=y * w if with_reference else 0,
-            still=x.shape[2] == 1 and concat is None,
-        )
+        grid = (tokens(x.shape[2], pt), tokens(x.shape[3], py), tokens(x.shape[4], px))
+        still = x.shape[2] == 1
+        before = after = 0
+        first, appended = extra.get("reference_latent"), extra.get("time_dim_concat")
+        if first is not None and getattr(model, "ref_conv", None) is not None:
+            before = (first.shape[-2] // py) * (first.shape[-1] // px)  # a convolution without padding
+        if appended is not None:
+            after = tokens(appended.shape[2], pt) * grid[1] * grid[2]
+        text = length(context)
+        sequence = layout(Span("reference", before), grid_span(grid, still), Span("reference", after))
+        return Laid(grid, text, before + after, still, sequence=sequence, prompt=layout(Span("text", text)))
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         mark_dit(options, self.blocks(model), {"block": "double_block"})
 
-    def place(self, options: dict[str, Any], geometry: Geometry, nq: int, nk: int) -> Place:
-        mark = running(options)
-        video = layout(Span("reference", geometry.reference), grid_span(geometry))
-        block = mark.block if mark is not None else Block("vace", -1)
-        if nq != video.length:
-            raise Unclear(f"the call has {nq} queries, the video grid {geometry.grid} and its reference make {video.length}")
-        first = mark is None or mark.calls == 0
-        if first and nk == nq:
-            return Place(block, "self", video, video)
-        kind = "reference" if nk == CLIP_PICTURE and nk != geometry.text else "text"
-        return Place(block, "cross", video, layout(Span(kind, nk)))
+    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
+        mark = inside(options)
+        picture = 0 if mark.text is None else mark.text - geometry.text
+        if mark.calls == 1 and picture > 0:
+            return Place(mark.block, "cross", geometry.sequence, layout(Span("reference", picture)))
+        return self_then_cross(mark, geometry)
 
-    def rope(self, model: Any) -> RopeAxis:
-        embedder = model.rope_embedder
-        axes = list(embedder.axes_dim)
-        n = axes[0] // 2
-        per_frame = embedder.theta ** (-torch.arange(n, dtype=torch.float64) / n)
-        pair_of = torch.full((1, sum(axes) // 2), -1)
-        pair_of[0, :n] = torch.arange(n)
-        return RopeAxis(per_frame, pair_of)
+    def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis:
+        return first_axis(model.rope_embedder)
+
+
+def first_axis(embedder: Any) -> RopeAxis:
+    """The temporal axis of the host's multi-axis embedder: the first of ``axes_dim``, frequencies ``theta^(-i/n)``."""
+    n = embedder.axes_dim[0] // 2
+    pair_of = torch.full((1, sum(embedder.axes_dim) // 2), -1)
+    pair_of[0, :n] = torch.arange(n)
+    return RopeAxis(float(embedder.theta) ** (-torch.arange(n, dtype=torch.float64) / n), pair_of)

@@ -1,0 +1,54 @@
+"""Cosmos 1 and Cosmos Predict2: per block self-attention over the video, then cross-attention to the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..call import Block, Span
+from .base import Family, Laid, Place, RopeAxis, grid_span, inside, layout, length, mark_forward, number, self_then_cross, tokens
+
+
+class Cosmos(Family):
+    """Adapter of ``comfy.ldm.cosmos.model`` (blocks in a dict) and ``comfy.ldm.cosmos.predict2`` (blocks in a list)."""
+
+    name = "Cosmos"
+    classes = ("GeneralDIT", "MiniTrainDIT")
+    video = True
+
+    def blocks(self, model: Any) -> list[Block]:
+        return number({"block": len(model.blocks)})
+
+    def install(self, patcher: Any) -> None:
+        model = patcher.get_model_object("diffusion_model")
+        names = [name for name, _ in model.blocks.named_children()]
+        for block, name in zip(self.blocks(model), names, strict=True):
+            mark_forward(patcher, f"diffusion_model.blocks.{name}", block)
+
+    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
+        side = model.patch_spatial
+        grid = (tokens(x.shape[2], model.patch_temporal), tokens(x.shape[3], side), tokens(x.shape[4], side))
+        still = x.shape[2] == 1
+        text = Span("text", length(context))
+        return Laid(grid, text.length, 0, still, sequence=layout(grid_span(grid, still)), prompt=layout(text))
+
+    def mark(self, options: dict[str, Any], model: Any) -> None:
+        """Done by :meth:`install`: the host has no block replace here."""
+
+    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
+        return self_then_cross(inside(options), geometry)
+
+    def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis:
+        """Channel pairs lie half a width apart, in the order time, height, width."""
+        embedder = model.pos_embedder
+        spread = embedder.dim_temporal_range.detach().cpu().double()
+        n = len(spread)
+        per_frame = (10000.0 * embedder.t_ntk_factor) ** -spread
+        rate = (extra or {}).get("fps")
+        if rate and embedder.enable_fps_modulation:
+            per_frame = per_frame * embedder.base_fps / float(rate)
+        pair_of = torch.full((1, n + 2 * len(embedder.dim_spatial_range)), -1)
+        pair_of[0, :n] = torch.arange(n)
+        return RopeAxis(per_frame, pair_of, pairing="halves")

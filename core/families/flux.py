@@ -1,0 +1,46 @@
+"""FLUX.1, FLUX.2, Chroma and Chroma Radiance.
+
+Joint attention over text, picture [, reference pictures]; double blocks, then single blocks in the same order. FLUX.2 pads
+the prompt in front to 512 tokens before the model is called, so its text span holds the padding too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..call import Block, Span, TokenLayout
+from .base import Family, Laid, Place, Unclear, grid_span, inside, joint, layout, length, mark_dit, number, picture_tokens, tokens
+
+
+class Flux(Family):
+    """Adapter of ``comfy.ldm.flux.model`` and ``comfy.ldm.chroma``."""
+
+    name = "FLUX"
+    classes = ("Flux", "Chroma")
+
+    def blocks(self, model: Any) -> list[Block]:
+        return number({"double": len(model.double_blocks), "single": len(model.single_blocks)})
+
+    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
+        grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
+        takes_references = any(c.__name__ == "Flux" for c in type(model).__mro__)  # Chroma is handed them and drops them
+        reference = picture_tokens(extra.get("ref_latents"), model.patch_size) if takes_references else 0
+        text = Span("text", length(context))
+        sequence = layout(text, grid_span(grid, True), Span("reference", reference))
+        return Laid(grid, text.length, reference, True, sequence=sequence, prompt=layout(text))
+
+    def mark(self, options: dict[str, Any], model: Any) -> None:
+        mark_dit(options, self.blocks(model), {"double": "double_block", "single": "single_block"})
+
+    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
+        mark = inside(options)
+        added = 0 if mark.text is None else mark.text - geometry.text
+        if added < 0:
+            raise Unclear(f"{mark.block}: the prompt has {geometry.text} tokens, the block {mark.text}")
+        if added:
+            # the host's style reference puts its picture tokens in front of the prompt
+            geometry = replace(geometry, sequence=TokenLayout((Span("other", added), *geometry.sequence.spans)))
+        return joint(mark, geometry)

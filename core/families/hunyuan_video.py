@@ -1,0 +1,62 @@
+"""HunyuanVideo, HunyuanVideo 1.5 and HunyuanImage 2.1.
+
+Joint attention over [reference frames,] video, text; double blocks, then single blocks. The text is refined by two
+attention calls before the blocks. Glyph (byT5) and picture (vision) tokens join it after that: the vision tokens in front,
+the glyph tokens in front of the prompt in 1.5 and behind it otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..call import Block, Span
+from .base import Family, Laid, Place, RopeAxis, elsewhere, grid_span, inside, joint, layout, length, mark_dit, mark_outside, number, tokens
+from .wan import first_axis
+
+
+class HunyuanVideo(Family):
+    """Adapter of ``comfy.ldm.hunyuan_video.model``."""
+
+    name = "HunyuanVideo"
+    classes = ("HunyuanVideo",)
+    video = True
+    positions_in_model_dtype = True
+
+    def blocks(self, model: Any) -> list[Block]:
+        return number({"double": len(model.double_blocks), "single": len(model.single_blocks)})
+
+    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
+        *pt, py, px = model.patch_size  # the picture models have two numbers
+        frames = tokens(x.shape[2], pt[0]) if pt else 1
+        grid = (frames, tokens(x.shape[-2], py), tokens(x.shape[-1], px))
+        still = not pt or x.shape[2] == 1
+        if x.ndim != len(model.patch_size) + 2:
+            raise IndexError(f"the latent has {x.ndim} axes, the model takes {len(model.patch_size) + 2}")
+        reference = 0
+        if extra.get("ref_latent") is not None:
+            ref = extra["ref_latent"]
+            reference = (tokens(ref.shape[2], pt[0]) if pt else 1) * tokens(ref.shape[-2], py) * tokens(ref.shape[-1], px)
+        text = length(context)
+        prompt = Span("text", text)
+        glyphs = Span("other", length(extra.get("txt_byt5")) if getattr(model, "byt5_in", None) is not None else 0)
+        vision = Span("reference", length(extra.get("clip_fea")))
+        words = (glyphs, prompt) if getattr(model, "cond_type_embedding", None) is not None else (prompt, glyphs)
+        sequence = layout(Span("reference", reference), grid_span(grid, still), vision, *words)
+        return Laid(grid, text, reference, still, sequence=sequence, prompt=layout(prompt))
+
+    def mark(self, options: dict[str, Any], model: Any) -> None:
+        mark_outside(options, "refiner")
+        mark_dit(options, self.blocks(model), {"double": "double_block", "single": "single_block"})
+
+    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
+        mark = inside(options)
+        if mark.block.kind == "refiner":
+            if nq != geometry.prompt.length or nk != nq:
+                return elsewhere(mark, nq, nk)
+            return Place(Block("refiner", mark.calls), "other", geometry.prompt, geometry.prompt)
+        return joint(mark, geometry)
+
+    def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
+        return first_axis(model.pe_embedder) if len(model.patch_size) == 3 else None
