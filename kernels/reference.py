@@ -130,7 +130,7 @@ def _probes(p: Tensor, n_keys: int, plan: AttentionPlan) -> dict[str, Tensor]:
         if probe.kind == "columns":
             out[probe.name] = p[..., :n_keys][..., probe.keys]
         elif probe.kind == "entropy":
-            out[probe.name] = -torch.special.xlogy(p, p).sum(-1)
+            out[probe.name] = -(p * p.masked_fill(p == 0, 1.0).log()).sum(-1)
         else:
             out[probe.name] = p[..., :n_keys].mean(2)
     return out

@@ -1,0 +1,83 @@
+"""What only the Triton path has: operator registration, layouts without copies, launch settings."""
+
+import pytest
+import torch
+from attention_loom.kernels import AttentionPlan, attend
+from attention_loom.kernels.triton import launch, op, settings
+from kernel_cases import CASES, Shape, assert_close, frame_table, labels, tensors
+
+
+def test_operator_is_well_formed():
+    q, k, v = tensors(Shape(batch=2, heads=2, n_q=17, width=32), layout="bnhd")
+    s = Shape(batch=2, n_q=17)
+    t, l = frame_table(s, per_frame=5), labels(s)
+    chosen = launch.choose(q, True, False)
+    lists = launch.lists_for(q, k, t, None, l, chosen)
+    shared = (q, k, v, 0.2)
+    numbers = [chosen.block_m, chosen.block_n, chosen.warps, chosen.stages]
+    checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
+    torch.library.opcheck(op.forward, (*shared, None, None, None, [], [], [], [], False, False, numbers), test_utils=checks)
+    torch.library.opcheck(
+        op.forward,
+        (
+            *shared, k.mean(2), torch.ones(2), torch.zeros(1, 1, 17),
+            [t.ids_q, t.ids_k, t.classes, t.factors], [], [l.label_k, l.allow_q], [lists.columns, lists.ends],
+            False, True, numbers,
+        ),
+        test_utils=checks,
+    )  # fmt: skip
+
+
+def test_operator_traces_in_one_graph():
+    q, k, v = tensors(Shape(n_q=17, width=32))
+
+    def call(q, k, v):
+        return op.forward(q, k, v, 0.2, None, None, None, [], [], [], [], False, False, [64, 64, 4, 1])[0] * 2
+
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(q, k, v), call(q, k, v))
+
+
+@pytest.mark.parametrize("layout", ["bnhd", "wide"])
+def test_projections_are_read_in_place(layout, monkeypatch):
+    q, k, v = tensors(Shape(n_q=65, width=40), layout=layout)
+    seen = []
+    inner = op.launch_forward
+    monkeypatch.setattr(op, "launch_forward", lambda *a: (seen.extend(x.data_ptr() for x in a[:3]), inner(*a))[1])
+    attend(q, k, v, AttentionPlan(), backend="triton")
+    assert seen == [x.data_ptr() for x in (q, k, v)]
+
+
+def test_a_width_that_is_not_contiguous_is_copied_not_misread():
+    q, k, v = (x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in tensors(Shape(n_q=33, width=32)))
+    assert q.stride(-1) != 1
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert_close("o", attend(q, k, v, AttentionPlan(), backend="triton"), want, 3e-6)
+
+
+def test_smallest_settings_give_the_same_answer():
+    case = next(c for c in CASES if c.id == "frames-text")
+    q, k, v = tensors(Shape(n_q=65, width=40))
+    plan = case.build(Shape(n_q=65, width=40), torch.float32)
+    a, b = (op.run(q, k, v, plan, 0.15, tokens_first=False, careful=c)[0] for c in (False, True))
+    assert_close("o", b, a, 2e-6)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "sm_999", "gfx1201"])
+def test_settings_exist_for_every_width_and_type(arch):
+    for width in (16, 40, 64, 72, 80, 96, 128, 160, 192, 256):
+        for item_size in (2, 4):
+            for rules in (False, True):
+                s = settings.settings(arch, width, item_size, rules)
+                assert s.block_n >= 16, "tl.dot needs 16 columns on a GPU"
+                assert s.block_m & (s.block_m - 1) == 0
+    assert settings.padded_width(72) == 128
+
+
+def test_a_key_tile_far_into_a_strided_buffer_is_read_from_the_right_place():
+    n, width = 200, 32
+    buffer = torch.randn(1, n, 4096)
+    k = buffer[:, :, 4000 : 4000 + width].view(1, n, 1, width).transpose(1, 2)
+    q, v = torch.randn(1, 1, 20, width), torch.randn(1, 1, n, width)
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert_close("o", attend(q, k, v, AttentionPlan(), backend="triton"), want, 3e-6)
