@@ -18,7 +18,7 @@ def foreign_log(tmp_path_factory):
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, foreign_log):
     packs = {"toy-world": ROOT / "toyworld" / "comfy_node", "foreign-pack": ROOT / "tests" / "fixtures" / "foreign_pack"}
-    with Headless(tmp_path_factory.mktemp("comfy"), packs=packs, env={"FOREIGN_LOG": str(foreign_log)}) as server:
+    with Headless(tmp_path_factory.mktemp("comfy"), packs=packs, env={"FOREIGN_LOG": str(foreign_log), "TRITON_INTERPRET": "0"}) as server:
         for name, kind in MODELS.items():
             server.put_model(kind, ROOT / "toyworld" / "checkpoints" / name)
         yield server

@@ -1,5 +1,6 @@
 """The nodes in a real ComfyUI process, driven through its API on the toy world's Wan model."""
 
+import re
 import threading
 import time
 
@@ -74,8 +75,14 @@ def test_riflex_runs_on_the_hosts_own_attention(host, graph):
 
 
 def test_windows_and_blocks_limit_the_method(host, graph):
-    _, report = graph(LONG, steps=4).add("LoomUltraViCo", **ULTRAVICO, blocks="1-2", start_percent=0.0, end_percent=0.5).run(host, report=True)
-    assert "- Longer Video (UltraViCo): 2 calls" in report or "- Longer Video (UltraViCo): 4 calls" in report
+    def calls(**limits):
+        _, report = graph(LONG, steps=4).add("LoomUltraViCo", **ULTRAVICO, **limits).run(host, report=True)
+        return int(re.search(r"- Longer Video \(UltraViCo\): (\d+) calls", report)[1])
+
+    assert calls(blocks="1-2") == 8
+    early, late = calls(blocks="1-2", end_percent=0.3), calls(blocks="1-2", start_percent=0.3)
+    assert early + late == 8
+    assert min(early, late) > 0
 
 
 def test_two_of_ours_chain_in_either_order(host, graph):
