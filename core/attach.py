@@ -142,7 +142,7 @@ def _apply_model(
     run.grid = geometry.grid
     options = dict(given)
     family.mark(options, base.diffusion_model)
-    options[OVERRIDE] = _Woven(active, family, geometry, run, sigma, _progress(given, sigma), _rope(family, base.diffusion_model, run), given.get(OVERRIDE)).override
+    options[OVERRIDE] = _Woven(active, family, geometry, run, sigma, _progress(given, sigma), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE)).override
     return executor(x, t, c_concat, c_crossattn, control, options, **extra)
 
 
@@ -158,11 +158,12 @@ def _progress(options: dict[str, Any], sigma: float) -> float:
     return float(min(1.0, max(0.0, 1.0 - (at - 1 + part) / (len(levels) - 1))))
 
 
-def _rope(family: Family, diffusion: Any, run: Run) -> RopeAxis | None:
-    """The temporal axis, built once per run."""
-    if "rope" not in run.state:
-        run.state["rope"] = family.rope(diffusion)
-    return run.state["rope"]
+def _rope(family: Family, diffusion: Any, extra: dict[str, Any], run: Run) -> RopeAxis | None:
+    """The temporal axis, built once per run and frame rate."""
+    key = ("rope", str(extra.get("frame_rate")))
+    if key not in run.state:
+        run.state[key] = family.rope(diffusion, extra)
+    return run.state[key]
 
 
 class _Woven:

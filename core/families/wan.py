@@ -61,13 +61,21 @@ class Wan(Family):
             return Place(mark.block, "cross", geometry.sequence, layout(Span("reference", picture)))
         return self_then_cross(mark, geometry)
 
-    def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis:
+    def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
         return first_axis(model.rope_embedder)
 
 
-def first_axis(embedder: Any) -> RopeAxis:
-    """The temporal axis of the host's multi-axis embedder: the first of ``axes_dim``, frequencies ``theta^(-i/n)``."""
-    n = embedder.axes_dim[0] // 2
-    pair_of = torch.full((1, sum(embedder.axes_dim) // 2), -1)
+def first_axis(embedder: Any) -> RopeAxis | None:
+    """The temporal axis of the host's multi-axis embedder: the first of ``axes_dim``, frequencies ``theta^(-i/n)``.
+
+    Another pack may have put a module of its own around the embedder; one level of that is looked through. None if the
+    frequencies cannot be read.
+    """
+    around = [embedder, *vars(embedder).values(), *getattr(embedder, "_modules", {}).values()]
+    found = next((x for x in around if hasattr(x, "axes_dim") and hasattr(x, "theta")), None)
+    if found is None:
+        return None
+    n = found.axes_dim[0] // 2
+    pair_of = torch.full((1, sum(found.axes_dim) // 2), -1)
     pair_of[0, :n] = torch.arange(n)
-    return RopeAxis(float(embedder.theta) ** (-torch.arange(n, dtype=torch.float64) / n), pair_of)
+    return RopeAxis(float(found.theta) ** (-torch.arange(n, dtype=torch.float64) / n), pair_of)

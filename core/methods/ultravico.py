@@ -30,7 +30,7 @@ from ..errors import LoomError
 from .base import Method
 
 if TYPE_CHECKING:
-    from ..call import AttentionCall, Geometry
+    from ..call import AttentionCall, Geometry, TokenLayout
     from ..families.base import Family, RopeAxis
     from ..weave import Draft
 
@@ -120,16 +120,8 @@ class UltraViCo(Method):
             draft.leave(self.owner, f"{grid[0]} latent frames are within the training length {self.train_frames}")
             return
         draft.prefer(self.owner, self.backend)
-        ids_q, ids_k = call.q.frame_ids(call.device), call.k.frame_ids(call.device)
-        cfg = self.resolved(call.rope, grid[0])
-        classes, factors = class_table(cfg, grid[0], str(call.device))
-        if self.granularity == "frame":
-            draft.modulate(self.owner, Modulation(frames=FrameTable(ids_q, ids_k, classes, factors), positive_only=True, center_keys=self.center_keys))
-            return
-        distances, factors = distance_table(cfg, grid, str(call.device))
-        rules = FrameTable(ids_q, ids_k, frame_rules(cfg, grid[0], str(call.device)), torch.ones(1, device=call.device))
-        far = DistanceTable(call.q.positions(call.device), call.k.positions(call.device), distances, factors)
-        draft.modulate(self.owner, Modulation(frames=rules, distance=far, positive_only=True, center_keys=self.center_keys))
+        cfg = self.resolved(call.rope, grid[0])  # type: ignore[arg-type]
+        draft.modulate(self.owner, modulation(cfg, call.q, call.k, str(call.device)))
 
     def resolved(self, rope: RopeAxis | None, frames: int) -> UltraViCo:
         """The same settings with "auto" replaced by a number, or by None where the model's frequencies do not repeat."""
@@ -139,6 +131,24 @@ class UltraViCo(Method):
         if period is not None:
             self._check_band(period)
         return replace(self, period=period)
+
+
+@lru_cache(maxsize=16)
+def modulation(cfg: UltraViCo, q: TokenLayout, k: TokenLayout, device: str) -> Modulation:
+    """The same object for the same call shape: what kernels work out from a table (tile lists) is kept with it."""
+    at = torch.device(device)
+    grid = q.grid
+    if grid is None:
+        raise ValueError("a layout without a video grid has no frames")
+    ids_q, ids_k = q.frame_ids(at), k.frame_ids(at)
+    if cfg.granularity == "frame":
+        classes, factors = class_table(cfg, grid[0], device)
+        frames, distance = FrameTable(ids_q, ids_k, classes, factors), None
+    else:
+        steps, factors = distance_table(cfg, grid, device)
+        frames = FrameTable(ids_q, ids_k, frame_rules(cfg, grid[0], device), torch.ones(1, device=at))
+        distance = DistanceTable(q.positions(at), k.positions(at), steps, factors)
+    return Modulation(frames=frames, distance=distance, positive_only=True, center_keys=cfg.center_keys)
 
 
 def decay_class(distance: Tensor, half_window: float, period: float | None, gamma: float) -> Tensor:

@@ -145,6 +145,10 @@ def test_riflex_equals_a_changed_embedding(model):
     embedder = diffusion.rope_embedder
 
     class Slowed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            object.__setattr__(self, "wrapped", embedder)
+
         def forward(self, ids):
             stock = embedder(ids)
             angle = ids[..., 0].double() * 0.9 * 2 * torch.pi / LONG
