@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .report import Run
+
+Made = TypeVar("Made")
+
+
+def remembered(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """A cache for functions that make tensors from hashable arguments.
+
+    The host runs nodes under inference mode; a tensor made there could never take part in a gradient, so what outlives
+    the call is made outside of it.
+    """
+
+    def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
+        @lru_cache(maxsize)
+        @wraps(make)
+        def outside(*args: Any) -> Made:
+            with torch.inference_mode(False):
+                return make(*args)
+
+        return outside
+
+    return decorate
+
 
 Kind = Literal["self", "cross", "joint", "other"]
 SpanKind = Literal["text", "image", "video", "reference", "other"]
@@ -77,7 +100,7 @@ class TokenLayout:
         return _positions(self, str(device))
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _frame_ids(layout: TokenLayout, device: str) -> Tensor:
     flat = _positions(layout, "cpu")
     found = layout.grid_span
@@ -87,7 +110,7 @@ def _frame_ids(layout: TokenLayout, device: str) -> Tensor:
     return flat.to(torch.int16).to(device)
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _positions(layout: TokenLayout, device: str) -> Tensor:
     flat = torch.full((layout.length,), -1, dtype=torch.int32)
     found = layout.grid_span

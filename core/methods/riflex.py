@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...kernels.plan import Rotation
+from ..call import remembered
 from ..errors import LoomError
 from .base import Method
 
@@ -111,7 +111,7 @@ def slowed(axis: RopeAxis, index: int, frames: int) -> Tensor:
     return (axis.pair_of == index).float()[None] * change
 
 
-@lru_cache(maxsize=32)
+@remembered(32)
 def frame_times(layout: TokenLayout, axis: RopeAxis, device: str) -> Tensor:
     """fp32 [N, 1]: temporal position of each token in latent frames, 0 outside the grid."""
     ids = layout.frame_ids(torch.device("cpu")).long()

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...kernels.plan import MASKED, DistanceTable, FrameTable, Modulation
+from ..call import remembered
 from ..errors import LoomError
 from .base import Method
 
@@ -133,7 +133,7 @@ class UltraViCo(Method):
         return replace(self, period=period)
 
 
-@lru_cache(maxsize=16)
+@remembered(16)
 def modulation(cfg: UltraViCo, q: TokenLayout, k: TokenLayout, device: str) -> Modulation:
     """The same object for the same call shape: what kernels work out from a table (tile lists) is kept with it."""
     at = torch.device(device)
@@ -164,7 +164,7 @@ def decay_class(distance: Tensor, half_window: float, period: float | None, gamm
     return classes
 
 
-@lru_cache(maxsize=32)
+@remembered(32)
 def class_table(cfg: UltraViCo, frames: int, device: str) -> tuple[Tensor, Tensor]:
     """([T, T] uint8 classes, fp32 factors (1, alpha, beta)) of the ``frame`` granularity (spec c.2, c.4)."""
     f = torch.arange(frames)
@@ -175,7 +175,7 @@ def class_table(cfg: UltraViCo, frames: int, device: str) -> tuple[Tensor, Tenso
     return classes.to(device), _factors(cfg, device)
 
 
-@lru_cache(maxsize=8)
+@remembered(8)
 def distance_table(cfg: UltraViCo, grid: tuple[int, int, int], device: str) -> tuple[Tensor, Tensor]:
     """([S] uint8 classes by |i - j|, factors) of the ``token`` granularity: the window is P*L/2 tokens to each side."""
     per_frame = grid[1] * grid[2]
@@ -185,7 +185,7 @@ def distance_table(cfg: UltraViCo, grid: tuple[int, int, int], device: str) -> t
     return classes.to(device), _factors(cfg, device)
 
 
-@lru_cache(maxsize=8)
+@remembered(8)
 def frame_rules(cfg: UltraViCo, frames: int, device: str) -> Tensor:
     """[T, T] uint8: the rules that count from the start of the video, for ``token`` granularity: the first-frame mask."""
     rules = torch.zeros(frames, frames, dtype=torch.uint8)

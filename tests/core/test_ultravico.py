@@ -98,3 +98,10 @@ def test_off():
     assert UltraViCo(train_frames=21, alpha=1.0, beta=1.0, period=50.0).off
     assert not UltraViCo(train_frames=21, alpha=1.0, first_frame=True).off
     assert not UltraViCo(train_frames=21).off
+
+
+def test_cached_tables_can_take_part_in_a_gradient():
+    with torch.inference_mode():
+        classes, factors = class_table(UltraViCo(train_frames=4), 9, "cpu")
+    assert not classes.is_inference()
+    assert not factors.is_inference()
