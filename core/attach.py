@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import signature
-from .call import AttentionCall, Geometry
+from .call import AttentionCall
 from .errors import LoomError
 from .families import family_of
-from .families.base import Family, Mark, RopeAxis, Unclear, running
+from .families.base import Family, Laid, Mark, RopeAxis, Unclear, running
 from .methods.base import Method
 from .report import Entry, Record, Run
 from .weave import Draft, weave
@@ -173,7 +173,7 @@ class _Woven:
         self,
         methods: tuple[Method, ...],
         family: Family,
-        geometry: Geometry,
+        geometry: Laid,
         run: Run,
         sigma: float,
         progress: float,

@@ -159,7 +159,9 @@ class Run:
         lines += [f"- warning: {w}" for w in self.warnings]
         lines.append("")
         for row in self.as_dict()["calls"]:
-            what = f"changed by {', '.join(row['methods'])} ({', '.join(row['parts'])}), backend {row['backend']}" if row["planned"] else "stock" + row["backend"].removeprefix("host")
+            what = (
+                f"changed by {', '.join(row['methods'])} ({', '.join(row['parts'])}), backend {row['backend']}" if row["planned"] else "stock" + row["backend"].removeprefix("host")
+            )
             lines.append(f"{row['count']:6d} x {row['kind']}: {what}" + (f" [{row['reason']}]" if row["reason"] else ""))
         return "\n".join(lines)
 

@@ -96,7 +96,8 @@ def read(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Signature:
     missing = [n for n in _POSITIONAL[:4] if n not in given]
     if missing:
         raise TypeError(f"attention was called without {', '.join(missing)}; q, k, v and heads were expected")
-    q, k, v, heads, mask = (given.get(n) for n in _POSITIONAL[:5])
+    q, k, v, heads = (given[n] for n in _POSITIONAL[:4])
+    mask = given.get("mask")
     flat_in, flat_out = not given.get("skip_reshape", False), not given.get("skip_output_reshape", False)
     if not all(isinstance(x, Tensor) for x in (q, k, v)):
         raise TypeError(f"attention was called with {type(q).__name__}, {type(k).__name__}, {type(v).__name__}; three tensors were expected")

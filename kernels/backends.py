@@ -11,7 +11,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -261,9 +260,7 @@ def _run_triton(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan
 def _run_sdpa(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, None]:
     q = _scaled_query(call, q, plan, 1.0)
     mask, live = additive_mask(plan, q.dtype)
-    o = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=call.scale, enable_gqa=k.shape[1] != q.shape[1]
-    )
+    o = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scale, enable_gqa=k.shape[1] != q.shape[1])
     return _keep_live(o, live), None
 
 

@@ -24,7 +24,7 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: floa
             raise ValueError(f"{name} has dtype {x.dtype}; expected a floating point type")
         if (x.dtype, x.device) != (q.dtype, q.device):
             raise ValueError(f"{name} is {x.dtype} on {x.device}, q is {q.dtype} on {q.device}; they must match")
-    b, h, nq, d = q.shape
+    b, h, _, d = q.shape
     _fit("k", k, (b, None, None, d))
     _fit("v", v, tuple(k.shape))
     if h % k.shape[1]:
@@ -50,9 +50,7 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: floa
 
 
 def _fit(name: str, x: Tensor, want: Sequence[Size], device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-    ok = x.ndim == len(want) and all(
-        w is None or (got in w if isinstance(w, tuple) else got == w) for got, w in zip(x.shape, want, strict=True)
-    )
+    ok = x.ndim == len(want) and all(w is None or (got in w if isinstance(w, tuple) else got == w) for got, w in zip(x.shape, want, strict=True))
     if not ok:
         text = ", ".join("any" if w is None else "|".join(map(str, sorted(set(w)))) if isinstance(w, tuple) else str(w) for w in want)
         raise ValueError(f"{name} has shape {list(x.shape)}; expected [{text}]")

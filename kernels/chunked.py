@@ -33,9 +33,7 @@ def chunk_sizes(n_q: int, n_k: int, budget: int = BUDGET) -> tuple[int, int]:
     return rows, max(1, pairs // rows)
 
 
-def chunked_attend(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, budget: int = BUDGET, tokens_first: bool = False
-) -> tuple[Tensor, Tensor]:
+def chunked_attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, budget: int = BUDGET, tokens_first: bool = False) -> tuple[Tensor, Tensor]:
     """(o [B,H,Nq,D] in q's dtype, lse fp32 [B,H,Nq]) for the logit parts of ``plan`` (modulation, key_bias, labels).
 
     tokens_first: lay the output out in memory as [B,Nq,H,D] (what a [B,N,H*D] projection reads without a copy).

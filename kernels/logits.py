@@ -86,7 +86,8 @@ class LogitRule:
     def _factor(self, rows: slice, keys: KeySet) -> Tensor | None:
         factor = None
         if self.frame_table is not None:
-            assert self.ids_q is not None and self.ids_k is not None
+            assert self.ids_q is not None
+            assert self.ids_k is not None
             factor = self.frame_table.index_select(0, self.ids_q[rows]).index_select(1, self.ids_k[keys])
         if self.distance_table is not None:
             table = self.plan.modulation.distance  # type: ignore[union-attr]

@@ -195,7 +195,7 @@ class AttentionPlan:
 
     def without(self, *names: str) -> AttentionPlan:
         """The same plan less the named parts."""
-        gone = {n: () if isinstance(getattr(self, n), tuple) else None for n in names}
+        gone: dict[str, Any] = {n: () if isinstance(getattr(self, n), tuple) else None for n in names}
         return replace(self, **gone)
 
     def to(self, device: torch.device | str) -> AttentionPlan:
@@ -211,10 +211,11 @@ class AttentionPlan:
         if not 0 <= h0 < h1 <= heads:
             raise ValueError(f"head range [{h0}:{h1}] does not fit {heads} heads")
 
-        def cut(x: Tensor | None, axis: int) -> Tensor | None:
-            if x is None or x.shape[axis] == 1:
-                return x
-            return x.narrow(axis, h0, h1 - h0)
+        def cut(x: Tensor, axis: int) -> Tensor:
+            return x if x.shape[axis] == 1 else x.narrow(axis, h0, h1 - h0)
+
+        def cut_if(x: Tensor | None, axis: int) -> Tensor | None:
+            return None if x is None else cut(x, axis)
 
         def cut_kv(x: Tensor) -> Tensor:
             group = heads // x.shape[1]
@@ -226,11 +227,11 @@ class AttentionPlan:
         return replace(
             self,
             rotation=None if rot is None else replace(rot, freqs=cut(rot.freqs, 1)),
-            modulation=None if mod is None else replace(mod, scale=cut(mod.scale, 0)),
-            key_bias=cut(self.key_bias, 1),
-            extra_kv=tuple(replace(e, k=cut_kv(e.k), v=cut_kv(e.v), bias=cut(e.bias, 1)) for e in self.extra_kv),
+            modulation=None if mod is None else replace(mod, scale=cut_if(mod.scale, 0)),
+            key_bias=cut_if(self.key_bias, 1),
+            extra_kv=tuple(replace(e, k=cut_kv(e.k), v=cut_kv(e.v), bias=cut_if(e.bias, 1)) for e in self.extra_kv),
             head_mix=tuple(replace(m, amount=cut(m.amount, 0)) for m in self.head_mix),
-            row_edits=tuple(replace(e, values=cut(e.values, 1)) for e in self.row_edits),
+            row_edits=tuple(replace(e, values=cut_if(e.values, 1)) for e in self.row_edits),
         )
 
 

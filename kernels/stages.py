@@ -27,10 +27,7 @@ WITH_LSE = frozenset({"extra_kv", "probes"})
 """Parts that run around a core that returns its log-sum-exp."""
 
 
-
-def run_stages(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, core: Core, return_lse: bool
-) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+def run_stages(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, core: Core, return_lse: bool) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """All stages in their documented order. Returns (o, lse if wanted, probes). Never writes to q, k or v."""
     if plan.rotation is not None:
         q, k, v = _rotated(q, k, v, plan)
@@ -113,9 +110,7 @@ def read_probes(q: Tensor, k: Tensor, lse: Tensor, plan: AttentionPlan, scale: f
     return {name: torch.stack(per_element) for name, per_element in found.items()}
 
 
-def _read_one(
-    rule: LogitRule, probe: Probe, q: Tensor, k: Tensor, lse: Tensor, plan: AttentionPlan, b: int, scale: float
-) -> Tensor:
+def _read_one(rule: LogitRule, probe: Probe, q: Tensor, k: Tensor, lse: Tensor, plan: AttentionPlan, b: int, scale: float) -> Tensor:
     heads, n_q = q.shape[1], q.shape[2]
     group = heads // k.shape[1]
     keys: KeySet = slice(None) if probe.keys is None else probe.keys.long()
@@ -137,7 +132,7 @@ def _read_one(
                 for e in plan.extra_kv:
                     entropy = entropy - _segment_p_log_p(e, q[b, h, rows], lse[b, h, rows], b, h, heads, rows, scale)
                 blocks.append(entropy)
-        per_head.append(sum(blocks) / n_q if probe.kind == "popularity" else torch.cat(blocks))
+        per_head.append(torch.stack(blocks).sum(0) / n_q if probe.kind == "popularity" else torch.cat(blocks))
     return torch.stack(per_head)
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,9 +73,7 @@ def import_pack():
     import importlib.util
 
     if "attention_loom" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "attention_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
+        spec = importlib.util.spec_from_file_location("attention_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
         module = importlib.util.module_from_spec(spec)
         sys.modules["attention_loom"] = module
         spec.loader.exec_module(module)
@@ -83,18 +82,19 @@ def import_pack():
 def compile_one(arch: str, width: int, item_size: int, feature: str, dtype: str, smallest: bool = False):
     """Compile one configuration; returns (settings, compiled kernel)."""
     import triton
+    from attention_loom.kernels.triton.forward import forward_kernel
+    from attention_loom.kernels.triton.settings import padded_width, precision, settings
+    from attention_loom.kernels.triton.settings import smallest as smallest_settings
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from attention_loom.kernels.triton.forward import forward_kernel
-    from attention_loom.kernels.triton.settings import padded_width, precision, settings, smallest as smallest_settings
-
     s = smallest_settings(item_size) if smallest else settings(arch, width, item_size, "LISTED" in FEATURES[feature])
     on = FEATURES[feature]
-    constants = {flag: flag in on for flag in FLAGS}
+    constants: dict[str, Any] = {flag: flag in on for flag in FLAGS}
     constants |= {"D": width, "BLOCK_D": padded_width(width), "BLOCK_M": s.block_m, "BLOCK_N": s.block_n}
     constants |= {"EVEN_N": False, "UPCAST": False, "PRECISION": precision(arch)}
-    signature, attributes = {}, {}
+    signature: dict[str, Any] = {}
+    attributes: dict[Any, Any] = {}
     for index, name in enumerate(forward_kernel.arg_names):
         flag, kind = POINTERS.get(name, (None, None))
         if name in constants:
@@ -111,11 +111,9 @@ def compile_one(arch: str, width: int, item_size: int, feature: str, dtype: str,
         # What a launch would find: allocations aligned to 16 bytes, strides of whole rows divisible by 16.
         if signature[name].startswith("*") or re.fullmatch(r"[qkvo]_s[bhn]", name):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    if arch.startswith("gfx"):
-        target = GPUTarget("hip", arch, 64)
-    else:
-        target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    source = ASTSource(forward_kernel, signature, {k: v for k, v in constants.items()}, attributes)
+    amd = arch.startswith("gfx")
+    target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    source = ASTSource(forward_kernel, signature, dict(constants), attributes)
     return s, triton.compile(source, target=target, options={"num_warps": s.warps, "num_stages": s.stages})
 
 
@@ -183,6 +181,7 @@ def cases(args: argparse.Namespace) -> list[tuple[str, int, int, str, str, bool]
 
 
 def main() -> int:
+    """Build the chosen cases, print the table, return the exit status."""
     parser = argparse.ArgumentParser(description="Compile the shipped Triton configurations without a GPU.")
     parser.add_argument("--all", action="store_true", help="every architecture and configuration")
     parser.add_argument("--target", action="append", choices=sorted(SHARED_LIMIT), help="only this architecture")

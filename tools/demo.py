@@ -114,7 +114,7 @@ def _draw(todo: list[tuple[dict[str, Any], Path]]) -> None:
 
                 result = host.run(graph, progress)
             clips = {name: _frames(host, graph, result.outputs, name) for name in VARIANTS}
-            numpy.savez_compressed(path, **clips)
+            numpy.savez_compressed(path, **clips)  # type: ignore[arg-type]
             _keep_report(host, graph, result.outputs)
 
 

@@ -60,9 +60,7 @@ def forward_kernel(
     live_dim = dims < D
 
     q_base = q + b * q_sb + h * q_sh + row0.to(tl.int64) * q_sn
-    q_tile = tl.load(
-        q_base + tl.arange(0, BLOCK_M)[:, None] * q_sn + dims[None, :], mask=live_row[:, None] & live_dim[None, :], other=0.0
-    )
+    q_tile = tl.load(q_base + tl.arange(0, BLOCK_M)[:, None] * q_sn + dims[None, :], mask=live_row[:, None] & live_dim[None, :], other=0.0)
     if UPCAST:
         q_tile = q_tile.to(tl.float32)
     k_base = k + b * k_sb + (h // group) * k_sh

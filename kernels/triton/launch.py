@@ -41,9 +41,7 @@ def choose(q: Tensor, rules: bool, careful: bool) -> Settings:
     return settings(architecture(q.device), q.shape[-1], q.element_size(), rules)
 
 
-def lists_for(
-    q: Tensor, k: Tensor, frames: FrameTable | None, distance: DistanceTable | None, labels: Labels | None, s: Settings
-) -> TileLists | None:
+def lists_for(q: Tensor, k: Tensor, frames: FrameTable | None, distance: DistanceTable | None, labels: Labels | None, s: Settings) -> TileLists | None:
     """Tile lists of the parts in use, or None where all tiles are plain."""
     if frames is None and distance is None and labels is None:
         return None
@@ -80,10 +78,10 @@ def launch_forward(
     o = out_like(q, tokens_first)
     lse = torch.empty(batch, heads, n_q, dtype=torch.float32, device=q.device)
     tiles_q, tiles_k = -(-n_q // s.block_m), -(-n_k // s.block_n)
-    frame_q, frame_k, frame_table, frame_factors = frames or [None] * 4
-    pos_q, pos_k, distance_table, distance_factors = distance or [None] * 4
-    label_k, allow_q = labels or [None] * 2
-    columns, ends = lists or [None] * 2
+    frame_q, frame_k, frame_table, frame_factors = _or_none(frames, 4)
+    pos_q, pos_k, distance_table, distance_factors = _or_none(distance, 4)
+    label_k, allow_q = _or_none(labels, 2)
+    columns, ends = _or_none(lists, 2)
     guard = torch.cuda.device(q.device) if q.device.type == "cuda" else contextlib.nullcontext()
     with guard:
         forward_kernel[(tiles_q * batch * heads,)](
@@ -101,8 +99,8 @@ def launch_forward(
             _strides(label_k, 1)[0], _strides(allow_q, 1)[0], _strides(columns, 1)[0], _strides(ends, 1)[0],
             _strides(head_scale, 1)[0],
             heads, heads // k.shape[1], n_q, n_k, tiles_q, tiles_k,
-            frame_table.shape[0] if frames else 0, frame_table.shape[1] if frames else 0,
-            distance_table.shape[0] if distance else 0,
+            frames[2].shape[0] if frames else 0, frames[2].shape[1] if frames else 0,
+            distance[2].shape[0] if distance else 0,
             scale,
             D=width, BLOCK_D=padded_width(width), BLOCK_M=s.block_m, BLOCK_N=s.block_n,
             LISTED=bool(lists), FRAMES=bool(frames), DISTANCE=bool(distance), LABELS=bool(labels),
@@ -121,3 +119,8 @@ def _strides(x: Tensor | None, n: int) -> list[int]:
     if x is None:
         return [0] * n
     return [0 if x.shape[i] == 1 else x.stride(i) for i in range(n)]
+
+
+def _or_none(part: list[Tensor], count: int) -> list[Tensor] | list[None]:
+    """The tensors of a part, or as many Nones: the kernel takes None for pointers it will not read."""
+    return part or [None] * count

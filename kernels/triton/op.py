@@ -35,15 +35,11 @@ def forward(
 
 
 @forward.register_fake
-def _forward_shapes(
-    q, k, v, scale, kbar, head_scale, key_bias, frames, distance, labels, lists, positive_only, tokens_first, settings
-):
+def _forward_shapes(q, k, v, scale, kbar, head_scale, key_bias, frames, distance, labels, lists, positive_only, tokens_first, settings):
     return out_like(q, tokens_first), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def run(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, tokens_first: bool, careful: bool = False
-) -> tuple[Tensor, Tensor]:
+def run(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, tokens_first: bool, careful: bool = False) -> tuple[Tensor, Tensor]:
     """Execute the logit parts of ``plan`` (modulation, key_bias, labels). Copies an input only if its last stride is not 1."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     mod, labels = plan.modulation, plan.labels

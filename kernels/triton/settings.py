@@ -18,7 +18,6 @@ class Settings:
     stages: int
 
 
-
 INTERPRETED = Settings(64, 64, 4, 1)
 
 # Padded head width -> settings for 16-bit types. 128-row tiles: a 64-row tile reads each K/V byte for half the arithmetic.

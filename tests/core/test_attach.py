@@ -218,7 +218,7 @@ def test_unknown_and_unhookable_models_are_named():
     class Strange(torch.nn.Module):
         pass
 
-    class WanModel_S2V(torch.nn.Module):  # noqa: N801  the host's own name
+    class WanModel_S2V(torch.nn.Module):  # the host's own name
         pass
 
     with pytest.raises(UnsupportedModel, match=r"Strange is not known .* Wan"):

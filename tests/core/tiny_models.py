@@ -234,6 +234,15 @@ RECIPES: dict[str, Recipe] = {
     "hunyuan_video": Recipe(
         "HunyuanVideo", _HUNYUAN, _WAN_LATENT, 48, Facts("HunyuanVideo", 2, (3, 2, 3), _hunyuan_calls()), loader=True, extra=_pooled(768),
     ),
+    "hunyuan_video_padded_text": Recipe(
+        "HunyuanVideo",
+        _HUNYUAN,
+        _WAN_LATENT,
+        48,
+        Facts("HunyuanVideo", 2, (3, 2, 3), _hunyuan_calls()),
+        extra=lambda g, n: _pooled(768)(g, n) | _mask(n - 1, n),
+        prompts=(5, 3),  # the host joins text masks of one batch row only
+    ),
     "hunyuan_video_reference": Recipe(
         "HunyuanVideo", _HUNYUAN, _WAN_LATENT, 48, Facts("HunyuanVideo", 2, (3, 2, 3), _hunyuan_calls(front=_REF)), loader=True,
         extra=_pooled(768, ref_latent=(1, 16, 1, 4, 6)), prompts=(5, 3),  # with more than one batch row the host's reference code fails

@@ -9,8 +9,8 @@ if os.environ.get("LOOM_GPU") != "1":
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 

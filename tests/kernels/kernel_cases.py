@@ -204,6 +204,11 @@ CASES = [
     Case("distance-masked", lambda s, t: _mod(distance=distance_table(s, masked=True)), Shape(n_q=65, n_k=200)),
     Case("distance-whole-tiles", lambda s, t: _mod(distance=distance_table(s, window=10)), Shape(heads=1, n_q=320)),
     Case("distance-and-frames", lambda s, t: _mod(distance=distance_table(s), frames=frame_table(s, masked=True)), Shape(n_q=200)),
+    Case(
+        "distance-masked-frames-signed",
+        lambda s, t: _mod(distance=distance_table(s, masked=True), frames=frame_table(s, factors=[1.0, -0.5, 0.0])),
+        Shape(heads=1, n_q=200),
+    ),
     # key bias and labels
     Case("bias", lambda s, t: AttentionPlan(key_bias=key_bias(s))),
     Case("bias-per-head", lambda s, t: AttentionPlan(key_bias=key_bias(s, batch=2, heads=4)), Shape(2, 4, 2, 63, 200)),

@@ -66,9 +66,7 @@ def test_key_bias_and_segments_get_gradients():
 
 
 def test_probes_are_differentiable():
-    plan = AttentionPlan(
-        labels=labels(S, empty_rows=True), probes=(Probe("c", "columns", torch.tensor([1, 4])), Probe("e", "entropy"), Probe("p", "popularity"))
-    )
+    plan = AttentionPlan(labels=labels(S, empty_rows=True), probes=(Probe("c", "columns", torch.tensor([1, 4])), Probe("e", "entropy"), Probe("p", "popularity")))
 
     def through(function):
         q, k, v = leaves()
@@ -85,3 +83,19 @@ def test_auto_takes_a_backend_with_a_gradient():
     attend(q, k, v, ultravico(S), trace=(t := Trace()))
     assert t.backend == "chunked"
     assert dict(t.declined)["triton"] == "it has no gradient and one is needed"
+
+
+@pytest.mark.parametrize("backend", ["host", "sdpa"])
+def test_rows_without_a_key_have_zero_gradient_not_nan(backend):
+    def naive(q, k, v, mask=None):
+        return torch.softmax(q @ k.transpose(-1, -2) * S.width**-0.5 + mask, -1) @ v
+
+    q, k, v = (x.detach() for x in tensors(Shape(n_q=9, width=16)))
+    q.requires_grad_()
+    gone = torch.full((1, 2, 9), -math.inf)
+    gone[:, 1] = 0
+    out = attend(q, k, v, AttentionPlan(key_bias=gone), backend=backend, dense=naive)
+    assert (out[:, 0] == 0).all()
+    (grad,) = torch.autograd.grad(out.sum(), q)
+    assert grad.isfinite().all()
+    assert (grad[:, 0] == 0).all()

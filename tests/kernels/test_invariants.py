@@ -234,9 +234,7 @@ def test_zero_amounts_change_nothing(backend):
     stock = attend(q, k, v, AttentionPlan(), backend=backend)
     rows = torch.tensor([0, 4], device=DEVICE)
     still = AttentionPlan(
-        rotation=rotation(S).__class__(
-            torch.zeros(127, 1, device=DEVICE), torch.zeros(127, 1, device=DEVICE), torch.rand(1, 1, 32, device=DEVICE)
-        ),
+        rotation=rotation(S).__class__(torch.zeros(127, 1, device=DEVICE), torch.zeros(127, 1, device=DEVICE), torch.rand(1, 1, 32, device=DEVICE)),
         head_mix=(HeadMix(torch.zeros(2, device=DEVICE), "mean"),),
         row_edits=(RowEdit(rows, 0.0, copy_from=rows + 1),),
     )

@@ -14,9 +14,7 @@ def exact(classes: torch.Tensor, bm: int, bn: int) -> torch.Tensor:
         row = []
         for tile in tile_rows.split(bn, dim=1):
             kinds = set(tile.flatten().tolist())
-            row.append(
-                EMPTY if kinds == {MASKED} else PLAIN if kinds == {0} else UNIFORM if len(kinds) == 1 else MIXED
-            )
+            row.append(EMPTY if kinds == {MASKED} else PLAIN if kinds == {0} else UNIFORM if len(kinds) == 1 else MIXED)
         rows.append(row)
     return torch.tensor(rows, dtype=torch.uint8)
 

@@ -10,9 +10,9 @@ from kernel_cases import CASES, Shape, assert_close, frame_table, labels, tensor
 def test_operator_is_well_formed():
     q, k, v = tensors(Shape(batch=2, heads=2, n_q=17, width=32), layout="bnhd")
     s = Shape(batch=2, n_q=17)
-    t, l = frame_table(s, per_frame=5), labels(s)
+    t, words = frame_table(s, per_frame=5), labels(s)
     chosen = launch.choose(q, True, False)
-    lists = launch.lists_for(q, k, t, None, l, chosen)
+    lists = launch.lists_for(q, k, t, None, words, chosen)
     shared = (q, k, v, 0.2)
     numbers = [chosen.block_m, chosen.block_n, chosen.warps, chosen.stages]
     checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
@@ -21,7 +21,7 @@ def test_operator_is_well_formed():
         op.forward,
         (
             *shared, k.mean(2), torch.ones(2), torch.zeros(1, 1, 17),
-            [t.ids_q, t.ids_k, t.classes, t.factors], [], [l.label_k, l.allow_q], [lists.columns, lists.ends],
+            [t.ids_q, t.ids_k, t.classes, t.factors], [], [words.label_k, words.allow_q], [lists.columns, lists.ends],
             False, True, numbers,
         ),
         test_utils=checks,

@@ -52,9 +52,7 @@ def test_opens_and_converts_to_the_api_file(page, name, request):
 @pytest.mark.parametrize("node", ["LoomUltraViCo", "LoomRIFLEx", "LoomReport"])
 def test_a_fresh_node_can_be_added(page, node):
     page.errors.clear()
-    shown = page.evaluate(
-        "id => { app.graph.clear(); const n = LiteGraph.createNode(id); app.graph.add(n); return [n.title, (n.widgets || []).length, n.inputs.length] }", node
-    )
+    shown = page.evaluate("id => { app.graph.clear(); const n = LiteGraph.createNode(id); app.graph.add(n); return [n.title, (n.widgets || []).length, n.inputs.length] }", node)
     assert shown[0]
     assert shown[2] >= 1
     assert page.errors == []
