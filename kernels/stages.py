@@ -118,7 +118,7 @@ def _read_one(rule: LogitRule, probe: Probe, q: Tensor, k: Tensor, lse: Tensor, 
     per_head = []
     for h in range(heads):
         k_h = k[b, h // group][keys]
-        blocks = []
+        blocks: list[Tensor] = []
         for r0 in range(0, n_q, step):
             rows = slice(r0, min(r0 + step, n_q))
             s = rule(q[b, h, rows], k_h, b, h, group, rows, keys)
@@ -126,13 +126,14 @@ def _read_one(rule: LogitRule, probe: Probe, q: Tensor, k: Tensor, lse: Tensor, 
             if probe.kind == "columns":
                 blocks.append(p)
             elif probe.kind == "popularity":
-                blocks.append(p.sum(0))
+                # A running sum: one entry per block of rows would grow with rows x keys.
+                blocks = [blocks[0] + p.sum(0)] if blocks else [p.sum(0)]
             else:
                 entropy = -_p_log_p(p, s, lse[b, h, rows])
                 for e in plan.extra_kv:
                     entropy = entropy - _segment_p_log_p(e, q[b, h, rows], lse[b, h, rows], b, h, heads, rows, scale)
                 blocks.append(entropy)
-        per_head.append(torch.stack(blocks).sum(0) / n_q if probe.kind == "popularity" else torch.cat(blocks))
+        per_head.append(blocks[0] / n_q if probe.kind == "popularity" else torch.cat(blocks))
     return torch.stack(per_head)
 
 

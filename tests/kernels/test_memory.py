@@ -64,6 +64,14 @@ def test_probes_stay_in_the_budget(small_budget):
     assert seen.elements <= 3 * N * S.width, seen.by
 
 
+def test_popularity_keeps_one_sum_and_not_one_per_block_of_rows(monkeypatch):
+    monkeypatch.setattr(stages_module, "BUDGET", 32 * N * 2)  # two rows at a time: 300 blocks
+    q, k, _ = tensors(S)
+    with Largest() as seen:
+        stages_module.read_probes(q, k, torch.zeros(1, 1, N), AttentionPlan(probes=(Probe("p", "popularity"),)), 0.2)
+    assert seen.elements <= 3 * N * S.width, seen.by
+
+
 def test_triton_allocates_nothing_between_queries_and_keys():
     big = Shape(heads=1, n_q=450, width=32)
     q, k, v = tensors(big)
