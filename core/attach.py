@@ -160,7 +160,7 @@ def _progress(options: dict[str, Any], sigma: float) -> float:
 
 def _rope(family: Family, diffusion: Any, extra: dict[str, Any], run: Run) -> RopeAxis | None:
     """The temporal axis, built once per run and frame rate."""
-    key = ("rope", str(extra.get("frame_rate")))
+    key = ("rope", str(extra.get("frame_rate")), str(extra.get("fps")))
     if key not in run.state:
         run.state[key] = family.rope(diffusion, extra)
     return run.state[key]

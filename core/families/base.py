@@ -69,11 +69,13 @@ class RopeAxis:
     per_frame fp64 [n]: radians per latent frame, descending. pair_of int64 [H|1, D/2]: which of the n frequencies turns a
     channel pair, -1 = none (other axes). times(T) -> fp64 [T]: temporal position of each latent frame, in latent frames; the
     stock angle of frame t is ``per_frame * times(T)[t]`` up to a constant. pairing as in :class:`kernels.plan.Rotation`.
+    references_in_line: whole reference frames before and behind the video take part in its count of time.
     """
 
     per_frame: Tensor
     pair_of: Tensor
     pairing: Literal["interleaved", "halves"] = "interleaved"
+    references_in_line: bool = False
     times: Callable[[int], Tensor] = field(default=lambda frames: torch.arange(frames, dtype=torch.float64))
 
 

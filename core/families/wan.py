@@ -7,6 +7,7 @@ main ones, once per control video; they are no part of the numbering.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ class Wan(Family):
         return self_then_cross(mark, geometry)
 
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
-        return first_axis(model.rope_embedder)
+        axis = first_axis(model.rope_embedder)
+        # the host numbers reference frame, video and appended frames through
+        return None if axis is None else replace(axis, references_in_line=True)
 
 
 def first_axis(embedder: Any) -> RopeAxis | None:

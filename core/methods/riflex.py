@@ -113,7 +113,22 @@ def slowed(axis: RopeAxis, index: int, frames: int) -> Tensor:
 
 @remembered(32)
 def frame_times(layout: TokenLayout, axis: RopeAxis, device: str) -> Tensor:
-    """fp32 [N, 1]: temporal position of each token in latent frames, 0 outside the grid."""
-    ids = layout.frame_ids(torch.device("cpu")).long()
-    times = axis.times(layout.grid[0] if layout.grid else 1)
-    return torch.where(ids < 0, 0.0, times[ids.clamp(min=0)]).float()[:, None].to(device)
+    """fp32 [N, 1]: temporal position of each token in latent frames; 0 for text and for references that stand apart."""
+    found = layout.grid_span
+    if found is None or found[1].grid is None:
+        return torch.zeros(layout.length, 1, device=device)
+    frames, per_frame = found[1].grid[0], found[1].grid[1] * found[1].grid[2]
+
+    def in_line(kind: str, length: int) -> int:
+        return length // per_frame if axis.references_in_line and kind == "reference" and length % per_frame == 0 else 0
+
+    at = next(i for i, span in enumerate(layout.spans) if span is found[1])
+    beside = [in_line(s.kind, s.length) for s in layout.spans]
+    before = sum(beside[:at])
+    times = axis.times(before + frames + sum(beside[at + 1 :]))
+    parts, frame = [], 0
+    for span, count in zip(layout.spans, (*beside[:at], frames, *beside[at + 1 :]), strict=True):
+        own = times[frame : frame + count].repeat_interleave(per_frame) if count else torch.zeros(span.length, dtype=times.dtype)
+        parts.append(own)
+        frame += count
+    return torch.cat(parts).float()[:, None].to(device)
