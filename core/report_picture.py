@@ -12,12 +12,14 @@ INK, PAPER, STOCK, RULE = (32, 36, 44), (255, 255, 255), (214, 218, 226), (150, 
 CELL_LIMITS = (6, 34)
 ROW_LIMITS = (9, 24)
 WIDTH = 1100
+KINDS = ("self", "joint", "cross")
+"""Order of the rows of one block: as they run."""
 
 
 def draw(run: Run) -> Image.Image:
     """A picture 1100 px wide; height follows the number of block rows."""
     big, small = ImageFont.load_default(22), ImageFont.load_default(15)
-    places = sorted({key[:2] for key in run.cells}, key=lambda p: (p[0] < 0, p[0], p[1]))
+    places = sorted({key[:2] for key in run.cells}, key=lambda p: (p[0] < 0, p[0], KINDS.index(p[1]) if p[1] in KINDS else len(KINDS)))
     levels = [f"{s:.6g}" for s in run.sigmas]
     row = max(ROW_LIMITS[0], min(ROW_LIMITS[1], 640 // max(1, len(places))))
     cell = max(CELL_LIMITS[0], min(CELL_LIMITS[1], (WIDTH - 190) // max(1, len(levels))))
@@ -37,7 +39,7 @@ def draw(run: Run) -> Image.Image:
         for c, level in enumerate(levels):
             outcomes = run.cells.get((*place, level))
             if outcomes:
-                box = (170 + c * cell, y, 170 + (c + 1) * cell - 1, y + row - 1)
+                box = (170 + c * cell, y, 170 + (c + 1) * cell - 2, y + row - 2)
                 pen.rectangle(box, colours[outcomes.most_common(1)[0][0]])
     axis = top + row * len(places) + 6
     pen.line((170, axis, 170 + cell * max(1, len(levels)), axis), RULE)
