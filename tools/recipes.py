@@ -71,7 +71,7 @@ def longer_video_toy() -> Recipe:
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "short": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "Native: 21 frames, 6 latent"),
         "long": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 93, "batch_size": 1}, text, "4x: 93 frames, 24 latent"),
-        "riflex": Node("LoomRIFLEx", {"model": link("shift"), "preset": "custom", "strength": 1.0, "k": 4}, riflex),
+        "riflex": Node("LoomRIFLEx", {"model": link("shift"), "preset": "custom", "strength": 1.0, "k": 3}, riflex),
         "ultravico": Node("LoomUltraViCo", {"model": link("shift"), "preset": "custom", "alpha": 0.6, "strength": 1.0, "train_frames": 6, "first_frame": "off"}, ours),
     }
     _toy_branch(nodes, "native", native, "shift", "short", "Native length")

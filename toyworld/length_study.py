@@ -7,7 +7,8 @@ the host's own sampling path, with the pack's nodes attached, and writes
 * ``toyworld/results/length_study.png``: the curve over alpha,
 * ``toyworld/results/length_study.md``: the table with 95 % intervals (bootstrap over clips; gains are paired).
 
-Resumable: finished settings are kept as long as checkpoint and method code are the same.
+Resumable: finished settings are kept as long as prompts and checkpoints are the same; ``--fresh`` throws them away (after a
+change of a method).
 """
 
 from __future__ import annotations
@@ -115,11 +116,10 @@ def _sample(setting: Setting, work: list[tuple[str, int]]) -> list[dict[str, flo
 
 
 def _key(clips: int) -> str:
-    """Results belong to one checkpoint and one version of the code that makes them."""
-    digest = hashlib.sha256(str(clips).encode())
-    root = HERE.parent
-    for path in (HERE / "checkpoints" / "toy_wan_t2v.safetensors", *sorted((root / "core").rglob("*.py")), HERE / "measures.py", HERE / "sampling.py"):
-        digest.update(path.read_bytes())
+    """Results belong to one set of prompts and checkpoints."""
+    digest = hashlib.sha256(json.dumps(held_out(clips)).encode())
+    for name in ("toy_wan_t2v", "toy_umt5", "toy_wan_vae"):
+        digest.update((HERE / "checkpoints" / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -206,8 +206,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clips", type=int, default=64, help="paired prompts and seeds per row (default 64)")
+    parser.add_argument("--fresh", action="store_true", help="throw earlier results away")
+    parser.add_argument("--only-table", action="store_true", help="table and plot of the results at hand")
     args = parser.parse_args()
-    data = run(args.clips)
+    path = RESULTS / "length_study.json"
+    if args.fresh:
+        path.unlink(missing_ok=True)
+    data = json.loads(path.read_text()) if args.only_table else run(args.clips)
     (RESULTS / "length_study.md").write_text(table(data))
     plot(data, RESULTS / "length_study.png")
     print(table(data))
