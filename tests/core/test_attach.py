@@ -1,6 +1,6 @@
 """Methods on the host's real model class, in this process: clones, chaining, brute-force truth, errors, what is left behind.
 
-The model is the toy world's Wan; the same code runs behind a server in tests/nodes.
+The model is the toy world's Wan; the same code runs behind a server in tests/server.
 """
 
 import copy

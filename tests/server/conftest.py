@@ -1,4 +1,7 @@
-"""One real ComfyUI for all server tests, with the toy world's models and a rude foreign pack beside ours."""
+"""One real ComfyUI for all server tests, with the toy world's models and a rude foreign pack beside ours.
+
+(The folder is not called ``nodes``: pytest would register it under that name, which is the host's ``nodes.py``.)
+"""
 
 import copy
 import json
