@@ -81,10 +81,10 @@ def test_rotations_pair_channels_alike():
 def test_factors_multiply_and_masked_wins():
     d = draft()
     d.modulate("A", Modulation(frames=frames([[0, 1, MASKED]] * 3, [1.0, 0.5]), positive_only=True))
-    d.modulate("B", Modulation(frames=frames([[0, 1, 1], [MASKED, 0, 0], [0, 0, 1]], [1.0, 0.8]), positive_only=True))
+    d.modulate("B", Modulation(frames=frames([[0, 1, 1], [1, MASKED, 0], [0, 0, 1]], [1.0, 0.8]), positive_only=True))
     table = d.plan().modulation.frames
     value = torch.where(table.classes == MASKED, torch.tensor(-1.0), table.factors[table.classes.long().clamp(max=len(table.factors) - 1)])
-    assert torch.allclose(value, torch.tensor([[1.0, 0.4, -1], [-1, 0.5, -1], [1.0, 0.5, -1]]))
+    assert torch.allclose(value, torch.tensor([[1.0, 0.4, -1], [0.8, -1, -1], [1.0, 0.5, -1]]))
 
 
 def test_frame_and_distance_tables_stand_side_by_side():
