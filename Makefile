@@ -30,8 +30,8 @@ lint: setup  ## ruff, mypy, import contracts
 format: setup  ## bring the code into shape
 	@$(VENV)/ruff check --fix . && $(VENV)/ruff format .
 
-evidence: setup  ## the length study in the toy world (about an hour on two cores): toyworld/results/
-	@$(VENV)/python -m attention_loom.toyworld.length_study --fresh
+evidence: setup  ## the length study in the toy world (about an hour; resumes; ARGS=--fresh starts anew)
+	@$(VENV)/python -m attention_loom.toyworld.length_study $(ARGS)
 
 lock:  ## renew requirements/dev.txt from requirements/dev.in
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements/dev.txt requirements/dev.in
