@@ -6,6 +6,7 @@ block is running, and turns the shapes of an attention call into token layouts. 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -79,7 +80,7 @@ class RopeAxis:
     times: Callable[[int], Tensor] = field(default=lambda frames: torch.arange(frames, dtype=torch.float64))
 
 
-class Family:
+class Family(ABC):
     """Base of all adapters."""
 
     name: ClassVar[str]
@@ -95,28 +96,28 @@ class Family:
         """Whether a diffusion model (``model.diffusion_model``) belongs to this family."""
         return any(c.__name__ in self.classes for c in type(model).__mro__)
 
+    @abstractmethod
     def blocks(self, model: Any) -> list[Block]:
         """The main blocks in order of execution: what a user's block selection counts. Refiners and side blocks are not in it."""
-        raise NotImplementedError
 
     def install(self, patcher: Any) -> None:
         """Put what cannot be put at run time on the clone (object patches). Called once per clone chain."""
 
+    @abstractmethod
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         """Token grid of one model call. x: the latent [B, C, (T,) h, w]; context: [B, N, C] or None; extra: the keyword
         conditions. Raises IndexError for a latent of the wrong rank, nothing else.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def mark(self, options: dict[str, Any], model: Any) -> None:
         """Make the running block known: edits ``options``, the wrapper's own copy of transformer_options."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         """Where a call with nq queries and nk keys happens. Raises Unclear; whether the layouts have nq and nk tokens is
         checked by the caller.
         """
-        raise NotImplementedError
 
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
         """The temporal rotary axis, or None. extra: the keyword conditions, for models whose positions depend on the frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """Base of all methods. Configuration only: no counters, no caches, no tensors beyond user masks.
 
     A method lives in a tuple inside the model's options, which the host may deep-copy at every clone; being immutable it
@@ -50,9 +51,9 @@ class Method:
         """Whether this call is one of the method's."""
         return call.block in self.blocks
 
+    @abstractmethod
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Write into the draft what this call shall do differently."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it contributes")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Method:
         return self
