@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from ..kernels.caching import remembered
+
 if TYPE_CHECKING:
     from .report import Run
-
-Made = TypeVar("Made")
-
-
-def remembered(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """A cache for functions that make tensors from hashable arguments.
-
-    The host runs nodes under inference mode; a tensor made there could never take part in a gradient, so what outlives
-    the call is made outside of it.
-    """
-
-    def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
-        @lru_cache(maxsize)
-        @wraps(make)
-        def outside(*args: Any) -> Made:
-            with torch.inference_mode(False):
-                return make(*args)
-
-        return outside
-
-    return decorate
-
 
 Kind = Literal["self", "cross", "joint", "other"]
 SpanKind = Literal["text", "image", "video", "reference", "other"]

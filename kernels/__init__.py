@@ -5,7 +5,10 @@ Imports torch only; triton is imported when its kernels first run. Works without
 
 from .attend import Trace, attend
 from .backends import BackendUnavailable
+from .blocks import Band, Bits, BlockList, BlockPlan, Frames, TokenOrder, Window
+from .builders import block_list, from_bool
 from .merge import merge
+from .order import best_tile, by_frame, by_tile, raster
 from .plan import (
     MASKED,
     AttentionPlan,
@@ -25,17 +28,30 @@ __all__ = [
     "MASKED",
     "AttentionPlan",
     "BackendUnavailable",
+    "Band",
+    "Bits",
+    "BlockList",
+    "BlockPlan",
     "DistanceTable",
     "ExtraKV",
     "FrameTable",
+    "Frames",
     "HeadMix",
     "Labels",
     "Modulation",
     "Probe",
     "Rotation",
     "RowEdit",
+    "TokenOrder",
     "Trace",
+    "Window",
     "attend",
+    "best_tile",
+    "block_list",
+    "by_frame",
+    "by_tile",
+    "from_bool",
     "merge",
+    "raster",
     "reference_attend",
 ]

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from .block_mask import admitted
+from .blocks import BlockPlan
+from .caching import with_part
 from .chunked import chunked_attend
 from .plan import AttentionPlan, Labels
 from .stages import AROUND, WITH_LSE
@@ -56,7 +59,7 @@ class Call:
     @property
     def needs_lse(self) -> bool:
         """True where some stage reads the log-sum-exp."""
-        return self.return_lse or bool(self.plan.features & WITH_LSE)
+        return self.return_lse or bool(self.plan.features & WITH_LSE) or sparse_details(self.plan)[0]
 
     @property
     def tokens_first(self) -> bool:
@@ -99,7 +102,7 @@ class Limits:
             return f"it does not run on {call.q.device.type}"
         if not self.gradient and call.needs_grad:
             return "it has no gradient and one is needed"
-        if not self.lse and call.return_lse:
+        if not self.lse and call.needs_lse:
             return "it does not give the log-sum-exp"
         if self.mask_bytes is not None and (size := mask_size(call)) > self.mask_bytes:
             return f"its mask would take {size / 2**20:.0f} MB, more than {self.mask_bytes / 2**20:.0f} MB"
@@ -150,13 +153,27 @@ def modulation_details(plan: AttentionPlan) -> frozenset[str]:
     return frozenset(f.name for f in fields(mod) if getattr(mod, f.name) is not None and getattr(mod, f.name) is not False)
 
 
+def sparse_details(plan: AttentionPlan) -> tuple[bool, bool]:
+    """(the blocks need the log-sum-exp, they merely stand in for dense attention)."""
+    if plan.blocks is None:
+        return False, False
+    if isinstance(plan.blocks, BlockPlan):
+        return plan.blocks.tail != "off", plan.blocks.approximate
+    return plan.blocks.needs_lse, True
+
+
 def mask_size(call: Call) -> int:
-    """Bytes of the additive mask that expresses key_bias and labels of the call's main segment."""
-    bias, labels = call.plan.key_bias, call.plan.labels
-    if labels is None:
+    """Bytes of the additive mask that expresses key_bias, labels and blocks of the call's main segment."""
+    bias, labels, blocks = call.plan.key_bias, call.plan.labels, call.plan.blocks
+    if labels is None and blocks is None:
         return 0 if bias is None else bias.numel() * call.q.element_size()
-    batch = max(labels.allow_q.shape[0], labels.label_k.shape[0], 1 if bias is None else bias.shape[0])
-    heads = 1 if bias is None else bias.shape[1]
+    batch, heads = (1, 1) if bias is None else bias.shape[:2]
+    if labels is not None:
+        batch = max(batch, labels.allow_q.shape[0], labels.label_k.shape[0])
+    if blocks is not None:
+        # a pattern not yet chosen may choose for each head
+        own = blocks.head_map.shape if isinstance(blocks, BlockPlan) else call.q.shape
+        batch, heads = max(batch, own[0]), max(heads, own[1])
     return batch * heads * call.q.shape[2] * call.k.shape[2] * call.q.element_size()
 
 
@@ -164,7 +181,7 @@ def mask_size(call: Call) -> int:
 
 
 def additive_mask(plan: AttentionPlan, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """(mask [B|1,H|1,Nq|1,Nk], live [B|1,H|1,Nq|1,1]) of key_bias and labels; (None, None) if there is neither.
+    """(mask [B|1,H|1,Nq|1,Nk], live [B|1,H|1,Nq|1,1]) of key_bias, labels and blocks; (None, None) if there is neither.
 
     A row without any key gets an all-zero mask, which no softmax turns into NaN, and live = False: its output is dropped.
     """
@@ -173,6 +190,10 @@ def additive_mask(plan: AttentionPlan, dtype: torch.dtype) -> tuple[Tensor | Non
         admitted = _admitted(plan.labels)
         mask = torch.zeros((), dtype=dtype, device=admitted.device) if mask is None else mask
         mask = mask.masked_fill(~admitted[:, None], -math.inf)
+    if isinstance(plan.blocks, BlockPlan):
+        read = _read_pairs(plan.blocks)
+        mask = torch.zeros((), dtype=dtype, device=read.device) if mask is None else mask
+        mask = mask.masked_fill(~read, -math.inf)
     if mask is None:
         return None, None
     live = mask.detach().amax(-1, keepdim=True) > -math.inf
@@ -186,6 +207,17 @@ def _admitted(labels: Labels) -> Tensor:
     batch = max(allowed.shape[0], labels.label_k.shape[0])
     allowed, label_k = allowed.expand(batch, -1, -1), labels.label_k.long().expand(batch, -1)
     return torch.stack([a.index_select(1, label) for a, label in zip(allowed, label_k, strict=True)])
+
+
+def _read_pairs(blocks: BlockPlan) -> Tensor:
+    """bool [B|1, H|1, Nq, Nk]: pairs in listed blocks that pass the element test. Kept with the plan: steps share it."""
+
+    def make() -> Tensor:
+        rows, keys = (torch.arange(side.tokens, device=side.perm.device) for side in (blocks.q, blocks.k))
+        per_group = torch.stack([admitted(blocks, g, rows, keys) for g in range(blocks.groups)])
+        return per_group[blocks.head_map.long()]
+
+    return with_part(blocks, "pairs", make)
 
 
 def _scaled_query(call: Call, q: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
@@ -298,7 +330,7 @@ register(
     Backend(
         "sdpa",
         30,
-        Limits(features=AROUND | {"modulation", "key_bias", "labels"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
+        Limits(features=AROUND | {"modulation", "key_bias", "labels", "blocks"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
         _run_sdpa,
     )
 )
@@ -306,7 +338,7 @@ register(
     Backend(
         "chunked",
         40,
-        Limits(features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels"}, modulation=EVERY_LOGIT_DETAIL),
+        Limits(features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels", "blocks"}, modulation=EVERY_LOGIT_DETAIL),
         _run_chunked,
     )
 )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .blocks import BlockPlan
 from .plan import AttentionPlan, ExtraKV, HeadMix, Labels, Modulation, Probe, Rotation, RowEdit
 
 Size = int | tuple[int, ...] | None  # one size, any of several, anything
@@ -39,6 +40,8 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: floa
         _fit("key_bias", plan.key_bias, ((1, b), (1, h), k.shape[2]), q.device)
     if plan.labels is not None:
         _labels(plan.labels, q, k)
+    if plan.blocks is not None:
+        _blocks(plan, q, k)
     for i, segment in enumerate(plan.extra_kv):
         _segment(f"extra_kv[{i}]", segment, q)
     for i, mix in enumerate(plan.head_mix):
@@ -106,6 +109,26 @@ def _labels(labels: Labels, q: Tensor, k: Tensor) -> None:
         raise ValueError(f"labels.count is {labels.count}; expected 1 to 64")
     _integers("labels.label_k", labels.label_k, ((1, q.shape[0]), k.shape[2]), q.device)
     _fit("labels.allow_q", labels.allow_q, ((1, q.shape[0]), q.shape[2]), q.device, torch.int64)
+
+
+def _blocks(plan: AttentionPlan, q: Tensor, k: Tensor) -> None:
+    blocks = plan.blocks
+    if not isinstance(blocks, BlockPlan):
+        if plan.probes:
+            raise ValueError("plan.probes read dense attention; they cannot be combined with a pattern that is chosen during the call")
+        tail = blocks.pattern.tail  # type: ignore[union-attr]
+    else:
+        tail = blocks.tail
+        for name, order, x in (("q", blocks.q, q), ("k", blocks.k, k)):
+            if order.tokens != x.shape[2]:
+                raise ValueError(f"blocks.{name} orders {order.tokens} tokens; {name} has {x.shape[2]}")
+            if order.perm.device != q.device:
+                raise ValueError(f"blocks.{name} is on {order.perm.device}; expected {q.device} (use plan.to(device))")
+        _fit("blocks.head_map", blocks.head_map, ((1, q.shape[0]), (1, q.shape[1])), q.device)
+        if (blocks.partial is None) != (blocks.mask is None):
+            raise ValueError("blocks.partial and blocks.mask go together")
+    if tail != "off" and (plan.labels is not None or plan.key_bias is not None or plan.modulation is not None):
+        raise ValueError("a pooled tail cannot honour rules for single pairs; use tail 'off' together with labels, key_bias or modulation")
 
 
 def _segment(name: str, e: ExtraKV, q: Tensor) -> None:

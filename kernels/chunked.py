@@ -7,13 +7,14 @@ pass, so what is saved is q, k, v and the output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .logits import LogitRule
+from .blocks import EMPTY, BlockPlan, TokenOrder
+from .logits import KeySet, LogitRule
 from .plan import AttentionPlan
 
 BUDGET = 512 * 2**20
@@ -34,7 +35,7 @@ def chunk_sizes(n_q: int, n_k: int, budget: int = BUDGET) -> tuple[int, int]:
 
 
 def chunked_attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, budget: int = BUDGET, tokens_first: bool = False) -> tuple[Tensor, Tensor]:
-    """(o [B,H,Nq,D] in q's dtype, lse fp32 [B,H,Nq]) for the logit parts of ``plan`` (modulation, key_bias, labels).
+    """(o [B,H,Nq,D] in q's dtype, lse fp32 [B,H,Nq]) for the logit parts of ``plan`` (modulation, key_bias, labels, blocks).
 
     tokens_first: lay the output out in memory as [B,Nq,H,D] (what a [B,N,H*D] projection reads without a copy).
     """
@@ -50,27 +51,53 @@ def chunked_attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: 
         o_heads, lse_heads = [], []
         for h in range(heads):
             parts = []
-            for r0 in range(0, n_q, rows):
-                block = _row_block(rule, b, h, group, slice(r0, min(r0 + rows, n_q)), keys)
+            for row_set, key_set in _work(plan, b, h, n_q, n_k, rows):
+                block = _row_block(rule, b, h, group, row_set, key_set, keys)
                 args = (q[b, h], k[b, h // group], v[b, h // group])
                 parts.append(checkpoint(block, *args, use_reentrant=False) if recorded else block(*args))
-            o_heads.append(torch.cat([o for o, _ in parts]))
-            lse_heads.append(torch.cat([lse for _, lse in parts]))
+            o, lse = torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+            if isinstance(plan.blocks, BlockPlan):
+                back = _from_places(plan.blocks.q)
+                o, lse = o.index_select(0, back), lse.index_select(0, back)
+            o_heads.append(o)
+            lse_heads.append(lse)
         outs.append(torch.stack(o_heads, dim=1 if tokens_first else 0))
         lses.append(torch.stack(lse_heads))
     o = torch.stack(outs)
     return (o.transpose(1, 2) if tokens_first else o), torch.stack(lses)
 
 
-def _row_block(rule: LogitRule, b: int, h: int, group: int, rows: slice, keys: int) -> Callable[..., tuple[Tensor, Tensor]]:
+def _work(plan: AttentionPlan, b: int, h: int, n_q: int, n_k: int, rows: int) -> Iterator[tuple[KeySet, Tensor | None]]:
+    """What is computed together: (rows, keys they read or None for all). With blocks: each block of queries by itself."""
+    blocks = plan.blocks
+    if not isinstance(blocks, BlockPlan):
+        for r0 in range(0, n_q, rows):
+            yield slice(r0, min(r0 + rows, n_q)), None
+        return
+    group = int(blocks.head_map[b % blocks.head_map.shape[0], h % blocks.head_map.shape[1]])
+    wanted = (blocks.kinds()[group] != EMPTY).cpu()
+    perm_q, perm_k = blocks.q.perm.long().view(blocks.q.blocks, -1), blocks.k.perm.long().view(blocks.k.blocks, -1)
+    for row, listed in zip(perm_q, wanted, strict=True):
+        keys = perm_k[listed.to(perm_k.device)].flatten()
+        yield row[row >= 0], keys[keys >= 0]
+
+
+def _from_places(order: TokenOrder) -> Tensor:
+    """Index of each token among the live places in order."""
+    live = order.perm >= 0
+    return (live.cumsum(0) - 1)[order.inverse.long()]
+
+
+def _row_block(rule: LogitRule, b: int, h: int, group: int, rows: KeySet, chosen: Tensor | None, keys: int) -> Callable[..., tuple[Tensor, Tensor]]:
     def block(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         part = q[rows].float()
-        n_k = k.shape[0]
+        n_k = k.shape[0] if chosen is None else chosen.shape[0]
         m = part.new_full((part.shape[0],), -math.inf)
         total = part.new_zeros(part.shape[0])
         acc = part.new_zeros(part.shape)
         for k0 in range(0, n_k, keys):
-            cols = slice(k0, min(k0 + keys, n_k))
+            cols: KeySet = slice(k0, min(k0 + keys, n_k))
+            cols = cols if chosen is None else chosen[cols]
             s = rule(part, k[cols], b, h, group, rows, cols)
             # The maximum only stabilises: its gradient cancels, so none is recorded. Rows without a key keep m = -inf.
             m_new = torch.maximum(m, s.detach().amax(-1))

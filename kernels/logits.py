@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .block_mask import admitted
+from .blocks import BlockPlan
 from .plan import MASKED, AttentionPlan
 
 KeySet = slice | Tensor
@@ -49,8 +51,8 @@ class LogitRule:
             distance_table = torch.nn.functional.pad(_factors(distance.classes, distance.factors), (0, 1), value=1.0)
         return cls(plan, scale, frame_table, ids_q, ids_k, distance_table, mean_key(k) if mod and mod.center_keys else None)
 
-    def __call__(self, q: Tensor, k: Tensor, b: int, h: int, group: int, rows: slice, keys: KeySet) -> Tensor:
-        """Logits fp32 [c, n] of ``q [c,D]`` (rows ``rows`` of head h, element b) against ``k [n,D]`` (keys ``keys``)."""
+    def __call__(self, q: Tensor, k: Tensor, b: int, h: int, group: int, rows: KeySet, keys: KeySet) -> Tensor:
+        """Logits fp32 [c, n] of ``q [c,D]`` (rows ``rows`` of head h, element b) against ``k [n,D]`` (keys ``keys``); a pair the plan drops is -inf."""
         s = (q.float() @ k.float().transpose(0, 1)) * self.scale
         plan, mod = self.plan, self.plan.modulation
         if mod is not None:
@@ -60,9 +62,12 @@ class LogitRule:
         if plan.labels is not None:
             label, allow = _pick(plan.labels.label_k, b)[keys], _pick(plan.labels.allow_q, b)[rows]
             s = s.masked_fill((allow[:, None] >> label.long()[None, :]) & 1 == 0, -math.inf)
+        if isinstance(plan.blocks, BlockPlan):
+            blocks = plan.blocks
+            s = s.masked_fill(~admitted(blocks, _pick(_pick(blocks.head_map, b), h), _listed(rows, blocks.q.inverse), _listed(keys, blocks.k.inverse)), -math.inf)
         return s
 
-    def _modulate(self, s: Tensor, q: Tensor, b: int, h: int, group: int, rows: slice, keys: KeySet) -> Tensor:
+    def _modulate(self, s: Tensor, q: Tensor, b: int, h: int, group: int, rows: KeySet, keys: KeySet) -> Tensor:
         mod = self.plan.modulation
         assert mod is not None
         factor = self._factor(rows, keys)
@@ -83,7 +88,7 @@ class LogitRule:
             changed = changed + center
         return changed.masked_fill(dropped, -math.inf)
 
-    def _factor(self, rows: slice, keys: KeySet) -> Tensor | None:
+    def _factor(self, rows: KeySet, keys: KeySet) -> Tensor | None:
         factor = None
         if self.frame_table is not None:
             assert self.ids_q is not None
@@ -107,6 +112,11 @@ def mean_key(k: Tensor) -> Tensor:
 def _factors(classes: Tensor, factors: Tensor) -> Tensor:
     masked = classes == MASKED
     return factors.float()[classes.masked_fill(masked, 0).long()].masked_fill(masked, DROPPED)
+
+
+def _listed(chosen: KeySet, tokens: Tensor) -> Tensor:
+    """Token numbers of a slice or a list; ``tokens`` has one entry per token."""
+    return torch.arange(tokens.shape[0], device=tokens.device)[chosen] if isinstance(chosen, slice) else chosen
 
 
 def _pick(x: Tensor, i: int) -> Tensor:

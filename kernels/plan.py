@@ -16,11 +16,15 @@ Semantics, in stage order, for admitted pairs (i, j)::
                   factor_ij = frame factor * distance factor * scale_h; MASKED in either table drops the pair
     s_ij       <- s_ij + bias_j                                                          key_bias
     pair (i,j) dropped unless allow_i has bit label_j                                    Labels
+    pair (i,j) dropped unless its block is listed; or read as one mean per block (tail)   blocks
     out_i      =  softmax over admitted keys and extra segments, times v                 ExtraKV
     out_i      <- (1 - u_h) out_i + u_h target_i                                         HeadMix
     out_i      <- (1 - w) out_i + w source_i   on listed rows                            RowEdit
 
 A query with no admitted key yields 0 and a log-sum-exp of -inf, never NaN.
+
+A plan is data with one exception: a sparse pattern that chooses its blocks by looking at q and k stands in ``blocks`` as a
+:class:`kernels.sparse.Sparse` until they are there.
 
 The tensors of a plan are read-only once it has been executed: what is derived from them is cached by identity.
 """
@@ -28,10 +32,15 @@ The tensors of a plan are read-only once it has been executed: what is derived f
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+from .blocks import BlockPlan
+
+if TYPE_CHECKING:
+    from .sparse import Sparse
 
 MASKED = 255
 """Class id of a pair that takes no part in the softmax."""
@@ -178,6 +187,7 @@ class AttentionPlan:
     modulation: Modulation | None = None
     key_bias: Tensor | None = None  # fp32 [B|1, H|1, Nk], natural units
     labels: Labels | None = None
+    blocks: BlockPlan | Sparse | None = None
     extra_kv: tuple[ExtraKV, ...] = ()
     head_mix: tuple[HeadMix, ...] = ()
     probes: tuple[Probe, ...] = ()
@@ -230,9 +240,23 @@ class AttentionPlan:
             modulation=None if mod is None else replace(mod, scale=cut_if(mod.scale, 0)),
             key_bias=cut_if(self.key_bias, 1),
             extra_kv=tuple(replace(e, k=cut_kv(e.k), v=cut_kv(e.v), bias=cut_if(e.bias, 1)) for e in self.extra_kv),
+            blocks=self.blocks.head_range(h0, h1) if isinstance(self.blocks, BlockPlan) else self.blocks,
             head_mix=tuple(replace(m, amount=cut(m.amount, 0)) for m in self.head_mix),
             row_edits=tuple(replace(e, values=cut_if(e.values, 1)) for e in self.row_edits),
         )
+
+    def batch_range(self, b0: int, b1: int) -> AttentionPlan:
+        """The logit parts (modulation, key_bias, labels) that concern batch elements ``b0 <= b < b1``."""
+
+        def cut(x: Tensor) -> Tensor:
+            return x if x.shape[0] == 1 or (b0 == 0 and b1 == x.shape[0]) else x[b0:b1]
+
+        bias, labels = self.key_bias, self.labels
+        if labels is not None:
+            parts = cut(labels.label_k), cut(labels.allow_q)
+            if parts[0] is not labels.label_k or parts[1] is not labels.allow_q:
+                labels = replace(labels, label_k=parts[0], allow_q=parts[1])
+        return AttentionPlan(modulation=self.modulation, key_bias=None if bias is None else cut(bias), labels=labels)
 
 
 def _absent(part: object) -> bool:

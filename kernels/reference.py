@@ -1,6 +1,6 @@
 """The slow truth: every part of an AttentionPlan written out literally, with whole Nq x Nk matrices.
 
-Nothing here is shared with the fast paths on purpose: a mistake in one of them cannot hide in both. Only tests and
+No formula here is shared with the fast paths on purpose: a mistake in one of them cannot hide in both. Only tests and
 benchmarks call this; memory is O(B H Nq Nk).
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks import EMPTY, Band, Bits, BlockPlan, TokenOrder, Window
 from .plan import MASKED, AttentionPlan, DistanceTable, FrameTable
 
 
@@ -43,6 +44,13 @@ def reference_attend(
 
     logits = [_main_logits(q, k, plan, scale)]
     values = [v]
+    if isinstance(plan.blocks, BlockPlan):
+        read = _read_pairs(plan.blocks)
+        logits[0] = logits[0].masked_fill(~read, -math.inf)
+        if plan.blocks.tail != "off":
+            s, pooled = _tail(q, k, v, plan.blocks, scale)
+            logits.append(s)
+            values.append(pooled)
     for segment in plan.extra_kv:
         s = scale * q @ _per_head(segment.k, heads).to(dtype).transpose(-1, -2)
         if segment.bias is not None:
@@ -109,6 +117,73 @@ def _main_logits(q: Tensor, k: Tensor, plan: AttentionPlan, scale: float) -> Ten
         admitted = (plan.labels.allow_q[:, :, None] >> plan.labels.label_k.long()[:, None, :]) & 1
         s = s.masked_fill(admitted[:, None] == 0, -math.inf)
     return s
+
+
+def _read_pairs(plan: BlockPlan) -> Tensor:
+    """bool [B|1, H|1, Nq, Nk], block by block and token by token."""
+    out = torch.zeros(plan.groups, plan.q.tokens, plan.k.tokens, dtype=torch.bool, device=plan.q.perm.device)
+    for g in range(plan.groups):
+        for kind, lists in (("full", plan.full), ("partial", plan.partial)):
+            if lists is None:
+                continue
+            ptr, col = lists.ptr[g].tolist(), lists.col.tolist()
+            for a in range(plan.q.blocks):
+                rows = _tokens(plan.q, a)
+                for at in range(ptr[a], ptr[a + 1]):
+                    keys = _tokens(plan.k, col[at])
+                    inner = torch.ones(len(rows), len(keys), dtype=torch.bool) if kind == "full" else _inner(plan, at, rows, keys)
+                    out[g, torch.tensor(rows)[:, None], torch.tensor(keys)[None, :]] = inner.to(out.device)
+    return out[plan.head_map.long()]
+
+
+def _tokens(order: TokenOrder, block: int) -> list[int]:
+    places = order.perm[block * order.block : (block + 1) * order.block].tolist()
+    return [t for t in places if t >= 0]
+
+
+def _inner(plan: BlockPlan, at: int, rows: list[int], keys: list[int]) -> Tensor:
+    """The element test of one partial block, pair by pair."""
+    out = torch.zeros(len(rows), len(keys), dtype=torch.bool)
+    mask, (_, y, x) = plan.mask, plan.q.grid or (1, 1, 1)
+    assert mask is not None
+    for i, row in enumerate(rows):
+        for j, key in enumerate(keys):
+            if isinstance(mask, Bits):
+                word = int(mask.words[int(mask.ids[at]), i, j // 32]) & 0xFFFFFFFF
+                hit = bool(word >> (j % 32) & 1)
+                out[i, j] = hit != mask.inverted
+                continue
+            p, r = int(plan.q.pos[int(plan.q.inverse[row])]), int(plan.k.pos[int(plan.k.inverse[key])])
+            if p < 0 or r < 0:
+                out[i, j] = not mask.inverted
+                continue
+            (fp, ip), (fr, ir) = divmod(p, y * x), divmod(r, y * x)
+            if isinstance(mask, Window):
+                hit = (ip // x - ir // x) ** 2 + (ip % x - ir % x) ** 2 + (mask.frame_scale * (fp - fr)) ** 2 < mask.radius**2
+            elif isinstance(mask, Band):
+                hit = abs(ip - ir) <= mask.half_width
+            else:
+                hit = mask.lo <= fr - fp <= mask.hi
+            out[i, j] = hit != mask.inverted
+    return out
+
+
+def _tail(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float) -> tuple[Tensor, Tensor]:
+    """(logits [B,H,Nq,nK], values [B,H,nK,D]) of one pseudo-key per block that is not read."""
+
+    def means(x: Tensor, order: TokenOrder) -> Tensor:
+        return torch.stack([x[:, :, _tokens(order, b)].mean(2) for b in range(order.blocks)], 2)
+
+    reader = q
+    if plan.tail == "centroid":
+        reader = torch.empty_like(q)
+        for b in range(plan.q.blocks):
+            reader[:, :, _tokens(plan.q, b)] = q[:, :, _tokens(plan.q, b)].mean(2, keepdim=True)
+    count = torch.tensor([float(len(_tokens(plan.k, b))) for b in range(plan.k.blocks)], dtype=q.dtype, device=q.device)
+    s = scale * reader @ means(k, plan.k).transpose(-1, -2) + count.log()
+    home = plan.q.inverse.long() // plan.q.block
+    unread = (plan.kinds() == EMPTY)[plan.head_map.long()][:, :, home]
+    return s.masked_fill(~unread, -math.inf), means(v, plan.k)
 
 
 def _frame_classes(table: FrameTable) -> Tensor:

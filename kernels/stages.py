@@ -8,32 +8,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .blocks import BlockPlan
 from .chunked import BUDGET, BYTES_PER_PAIR, MOST_ROWS
 from .logits import KeySet, LogitRule
 from .merge import merge
 from .plan import AttentionPlan, ExtraKV, HeadMix, Probe, RowEdit
+from .tail import tail_attend
 
 Core = Callable[[Tensor, Tensor, Tensor, AttentionPlan, bool], tuple[Tensor, Tensor | None]]
 """(q, k, v, plan of logit parts, lse wanted) -> (o, lse or None)."""
 
-CORE_PARTS = frozenset({"modulation", "key_bias", "labels"})
+CORE_PARTS = frozenset({"modulation", "key_bias", "labels", "blocks"})
 AROUND = frozenset({"rotation", "head_mix", "row_edits"})
 """Parts that run around any core, even one that is a foreign dense call."""
 WITH_LSE = frozenset({"extra_kv", "probes"})
 """Parts that run around a core that returns its log-sum-exp."""
 
 
-def run_stages(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, core: Core, return_lse: bool) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+def run_stages(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, core: Core, return_lse: bool, backend: str = "auto"
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """All stages in their documented order. Returns (o, lse if wanted, probes). Never writes to q, k or v."""
     if plan.rotation is not None:
         q, k, v = _rotated(q, k, v, plan)
     need_lse = return_lse or bool(plan.features & WITH_LSE)
     logit_part = plan.without(*(AROUND | WITH_LSE))
-    o, lse = core(q, k, v, logit_part, need_lse)
+
+    def with_tail(q: Tensor, k: Tensor, v: Tensor, part: AttentionPlan, lse_wanted: bool) -> tuple[Tensor, Tensor | None]:
+        blocks = part.blocks
+        if not isinstance(blocks, BlockPlan) or blocks.tail == "off":
+            return core(q, k, v, part, lse_wanted)
+        o, lse = core(q, k, v, replace(part, blocks=replace(blocks, tail="off")), True)
+        assert lse is not None
+        return merge(o, lse, *tail_attend(q, k, v, blocks, scale))
+
+    if plan.blocks is None or isinstance(plan.blocks, BlockPlan):
+        o, lse = with_tail(q, k, v, logit_part, need_lse)
+    else:
+        o, lse = plan.blocks.run(q, k, v, logit_part.without("blocks"), scale, with_tail, need_lse, backend)
     for segment in plan.extra_kv:
         assert lse is not None
         o, lse = merge(o, lse, *_segment(q, segment, core))

@@ -11,13 +11,12 @@ O(nQ nK + tokens).
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from .caching import with_part
 from .plan import MASKED, DistanceTable, FrameTable, Labels
 
 PLAIN, UNIFORM, MIXED, EMPTY = 0, 1, 2, 3
@@ -50,7 +49,7 @@ def tile_lists(
     parts = [p for p in (frames, distance, labels) if p is not None]
     kinds = [_kinds_cached(p, n_q, n_k, block_m, block_n) for p in parts]
     if len(kinds) == 1:
-        return _cached(parts[0], ("lists", block_m, block_n), lambda: _list(kinds[0]))
+        return with_part(parts[0], ("lists", block_m, block_n), lambda: _list(kinds[0]))
     total = kinds[0]
     for other in kinds[1:]:
         total = torch.maximum(total, other)
@@ -71,7 +70,7 @@ def _kinds_cached(part: FrameTable | DistanceTable | Labels, n_q: int, n_k: int,
             return distance_kinds(part, bm, bn)
         return label_kinds(part, bm, bn)
 
-    return _cached(part, ("kinds", bm, bn), compute)
+    return with_part(part, ("kinds", bm, bn), compute)
 
 
 def frame_kinds(t: FrameTable, block_m: int, block_n: int) -> Tensor:
@@ -158,18 +157,3 @@ def _tile_any(x: Tensor, block: int) -> Tensor:
     """bool [B|1, tiles, count] from bool [B|1, N, count]."""
     tiles = -(-x.shape[1] // block)
     return torch.nn.functional.pad(x, (0, 0, 0, tiles * block - x.shape[1])).view(x.shape[0], tiles, block, -1).any(2)
-
-
-_store: WeakKeyDictionary = WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-def _cached(part, key, compute):
-    """Derived data of a plan part, kept as long as the part lives. Parts are immutable, so identity is a sound key."""
-    with _lock:
-        found = _store.setdefault(part, {}).get(key)
-    if found is None:
-        found = compute()
-        with _lock:
-            _store[part][key] = found
-    return found

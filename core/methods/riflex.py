@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.caching import remembered
 from ...kernels.plan import Rotation
-from ..call import remembered
 from ..errors import LoomError
 from .base import Method
 

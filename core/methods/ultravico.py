@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...kernels.caching import remembered
 from ...kernels.plan import MASKED, DistanceTable, FrameTable, Modulation
-from ..call import remembered
 from ..errors import LoomError
 from .base import Method
 
