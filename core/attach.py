@@ -142,7 +142,9 @@ def _apply_model(
     run.grid = geometry.grid
     options = dict(given)
     family.mark(options, base.diffusion_model)
-    options[OVERRIDE] = _Woven(active, family, geometry, run, sigma, _progress(given, sigma), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE)).override
+    options[OVERRIDE] = _Woven(
+        active, family, geometry, run, sigma, _progress(given, sigma), _steps(given), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE)
+    ).override
     return executor(x, t, c_concat, c_crossattn, control, options, **extra)
 
 
@@ -156,6 +158,12 @@ def _progress(options: dict[str, Any], sigma: float) -> float:
     low, high = float(levels[at - 1]), float(levels[at])
     part = 0.0 if high == low else (sigma - low) / (high - low)
     return float(min(1.0, max(0.0, 1.0 - (at - 1 + part) / (len(levels) - 1))))
+
+
+def _steps(options: dict[str, Any]) -> int:
+    """Steps of this run, 0 where the host does not say."""
+    sigmas = options.get("sample_sigmas")
+    return 0 if sigmas is None else max(0, len(sigmas) - 1)
 
 
 def _rope(family: Family, diffusion: Any, extra: dict[str, Any], run: Run) -> RopeAxis | None:
@@ -177,11 +185,12 @@ class _Woven:
         run: Run,
         sigma: float,
         progress: float,
+        steps: int,
         rope: RopeAxis | None,
         previous: Callable[..., Tensor] | None,
     ) -> None:
         self.methods, self.family, self.geometry, self.run = methods, family, geometry, run
-        self.sigma, self.progress, self.rope, self.previous = sigma, progress, rope, previous
+        self.sigma, self.progress, self.steps, self.rope, self.previous = sigma, progress, steps, rope, previous
 
     def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The host calls this instead of its attention."""
@@ -239,6 +248,7 @@ class _Woven:
             frames=None if window is None else tuple(window.index_list),
             uuids=tuple(sig.options.get("uuids", ())),
             rope=self.rope,
+            steps=self.steps,
             run=self.run,
         )
 
@@ -259,8 +269,13 @@ class _Woven:
         if bias is not None:
             draft.bias("the prompt's padding mask", bias)
             plan = draft.plan()
-        trace = Trace()
-        out = self.run.timed(lambda: attend(sig.q, sig.k, sig.v, plan, scale=sig.scale, backend=backend, dense=sig.dense(self.previous), trace=trace))
-        declined = "; ".join(f"{name}: {why}" for name, why in trace.declined)
+        trace, dense, race = Trace(), sig.dense(self.previous), draft.race
+
+        def work() -> Tensor:
+            trace.declined.clear()
+            return attend(sig.q, sig.k, sig.v, plan, scale=sig.scale, backend=backend, dense=dense, trace=trace)
+
+        out = self.run.timed(work if race is None else lambda: race.run(work, lambda: sig.stock(self.previous)))
+        declined = "; ".join(dict.fromkeys([*filter(None, [reason]), *(f"{name}: {why}" for name, why in trace.declined)]))
         self.run.count(Entry(call.kind, True, self._host if trace.backend == "host" else trace.backend, owners, parts, declined), call)
         return sig.give(out)

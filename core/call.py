@@ -137,7 +137,7 @@ class AttentionCall:
 
     heads: query heads; width: head width. sigma: noise level of the step; progress: place in the schedule, 0 first, 1
     last. rows: per chunk of the batch 0 = positive conditioning, 1 = negative, as the host orders them; frames: absolute
-    latent frames of this context window, or None.
+    latent frames of this context window, or None. uuids: identity of the conditioning of each chunk; steps: of the run.
     """
 
     family: str
@@ -156,4 +156,5 @@ class AttentionCall:
     frames: tuple[int, ...] | None = None
     uuids: tuple[object, ...] = ()
     rope: object | None = None
+    steps: int = 0
     run: Run | None = field(default=None, compare=False, repr=False)

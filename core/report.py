@@ -56,7 +56,10 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     peak_mb: float | None = None
     attention_ms: float | None = None
+    patterns: dict[str, Counter[str]] = field(default_factory=dict)
+    density: dict[str, float] = field(default_factory=dict)
     state: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _densities: dict[tuple[str, torch.device], tuple[Any, int]] = field(default_factory=dict, repr=False)
     _events: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     _seconds: float = field(default=0.0, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -84,6 +87,21 @@ class Run:
                 key = (*place, f"{call.sigma:.6g}")
                 self.cells.setdefault(key, Counter())[outcome] += 1
 
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is kept under ``key`` until the run ends, made on first use. Several devices may ask at once."""
+        with self._lock:
+            if key not in self.state:
+                self.state[key] = make()
+            return self.state[key]
+
+    def sparse(self, label: str, note: str, densities: list[torch.Tensor]) -> None:
+        """A sparse pattern ran one conditioning of one call; densities: device scalars, read when the run ends."""
+        with self._lock:
+            self.patterns.setdefault(label, Counter())[note] += 1
+            for d in densities:
+                total, n = self._densities.get((label, d.device), (0.0, 0))
+                self._densities[label, d.device] = (total + d.detach(), n + 1)
+
     def timed(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` and add its time. On CUDA by events, read once at the end, so that nothing waits in between."""
         if self.device.startswith("cuda"):
@@ -108,6 +126,11 @@ class Run:
             self._seconds += sum(a.elapsed_time(b) for a, b in self._events) / 1000
             self._events.clear()
         self.attention_ms = 1000 * self._seconds
+        for label in self.patterns:
+            sums = [(float(total), n) for (name, _), (total, n) in self._densities.items() if name == label]
+            if sums:
+                self.density[label] = sum(total for total, _ in sums) / sum(n for _, n in sums)
+        self._densities.clear()
         if self.device.startswith("cuda"):
             self.peak_mb = torch.cuda.max_memory_allocated() / 2**20
         self.state.clear()
@@ -139,6 +162,7 @@ class Run:
             "peak_mb": self.peak_mb,
             "touched": self.touched,
             "warnings": self.warnings,
+            "patterns": {label: {"density": self.density.get(label), "calls": dict(notes)} for label, notes in self.patterns.items()},
             "calls": [
                 {"kind": e.kind, "planned": e.planned, "backend": e.backend, "methods": list(e.owners), "parts": list(e.parts), "reason": e.reason, "count": n}
                 for e, n in sorted(self.entries.items(), key=lambda item: (item[0].kind, not item[0].planned, -item[1]))
@@ -156,6 +180,7 @@ class Run:
             lines.append(f"time in changed calls: {self.attention_ms / 1000:.2f} s" + (f"; peak memory {self.peak_mb:.0f} MB" if self.peak_mb is not None else ""))
         for owner, n in self.touched.items():
             lines.append(f"- {owner}: {n} calls" if n else f"- WARNING: {owner} changed nothing" + "".join(f"; {r}" for r in self.reasons_against(owner)[:3]))
+        lines += [self._pattern_line(label) for label in self.patterns]
         lines += [f"- warning: {w}" for w in self.warnings]
         lines.append("")
         for row in self.as_dict()["calls"]:
@@ -164,6 +189,12 @@ class Run:
             )
             lines.append(f"{row['count']:6d} x {row['kind']}: {what}" + (f" [{row['reason']}]" if row["reason"] else ""))
         return "\n".join(lines)
+
+    def _pattern_line(self, label: str) -> str:
+        """What a sparse pattern did; one conditioning of one call counts once."""
+        notes = ", ".join(f"{n} {note}" for note, n in self.patterns[label].most_common())
+        density = f"; it computed {100 * self.density[label]:.1f}% of the pairs on average" if label in self.density else ""
+        return f"- pattern {label}: {notes}{density}"
 
 
 class Record:

@@ -9,7 +9,7 @@ stage  part               when two methods contribute
 2      rotation           one writer per token
 3      modulation         factors multiply; sign-conditional and plain do not mix
 4      key bias           added
-5      admitted pairs     intersected; a query that may read nothing is an error
+5      admitted pairs     labels intersected; a query that may read nothing is an error; one sparse pattern per call
 6      extra K/V          concatenated
 7      head mix           one writer per head
 8      probes             union
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..kernels.blocks import BlockPlan
 from ..kernels.plan import (
     MASKED,
     AttentionPlan,
@@ -44,8 +45,10 @@ from ..kernels.plan import (
 from .errors import ConflictError
 
 if TYPE_CHECKING:
+    from ..kernels.sparse import Sparse
     from .call import AttentionCall
     from .methods.base import Method
+    from .race import Race
 
 LABEL_LIMIT = 64
 
@@ -59,12 +62,14 @@ class Draft:
     modulations: list[tuple[str, Modulation]] = field(default_factory=list)
     biases: list[tuple[str, Tensor]] = field(default_factory=list)
     labels: list[tuple[str, Labels]] = field(default_factory=list)
+    sparse: list[tuple[str, BlockPlan | Sparse]] = field(default_factory=list)
     segments: list[tuple[str, ExtraKV]] = field(default_factory=list)
     mixes: list[tuple[str, HeadMix]] = field(default_factory=list)
     probes: list[tuple[str, Probe]] = field(default_factory=list)
     edits: list[tuple[str, RowEdit]] = field(default_factory=list)
     backends: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
+    race: Race | None = None
 
     def rotate(self, owner: str, rotation: Rotation) -> None:
         """Stage 2: move tokens along the rotary axes."""
@@ -83,6 +88,10 @@ class Draft:
     def admit(self, owner: str, labels: Labels) -> None:
         """Stage 5: which pairs may see each other."""
         self.labels.append((owner, labels))
+
+    def sparsify(self, owner: str, blocks: BlockPlan | Sparse) -> None:
+        """Stage 5: which blocks are computed at all."""
+        self.sparse.append((owner, blocks))
 
     def extend(self, owner: str, segment: ExtraKV) -> None:
         """Stage 6: more keys and values."""
@@ -116,16 +125,41 @@ class Draft:
             modulation=_modulation(self.modulations),
             key_bias=_bias(self.biases),
             labels=_labels(self.labels),
+            blocks=self._blocks(),
             extra_kv=tuple(s for _, s in self.segments),
             head_mix=_head_mix(self.mixes),
             probes=tuple(p for _, p in self.probes),
             row_edits=_row_edits(self.edits),
         )
 
+    def _blocks(self) -> BlockPlan | Sparse | None:
+        """The one sparse pattern, without its tail where the tail would blur rules for single pairs.
+
+        A pattern is an approximation of dense attention, so it gives way where another method reads the probabilities.
+        """
+        if not self.sparse:
+            return None
+        (owner, blocks), rest = self.sparse[0], self.sparse[1:]
+        if rest:
+            raise ConflictError(owner, rest[0][0], "both choose which blocks are computed", "Keep one sparse pattern per block and percent window.")
+        if self._gives_way:
+            self.leave(owner, f"{self.probes[0][0]} reads the attention here, so it stays dense")
+            return None
+        for other, _ in (*self.modulations, *self.biases, *self.labels):
+            if blocks.tail != "off":
+                self.leave(owner, f"the pooled tail is off here: {other} sets rules for single pairs, which a mean over a block would blur")
+                return blocks.without_tail()
+        return blocks
+
+    @property
+    def _gives_way(self) -> bool:
+        return bool(self.probes) and not any(isinstance(blocks, BlockPlan) for _, blocks in self.sparse)
+
     @property
     def owners(self) -> tuple[str, ...]:
         """Who contributed, sorted."""
-        parts = (self.rotations, self.modulations, self.biases, self.labels, self.segments, self.mixes, self.probes, self.edits)
+        sparse = [] if self._gives_way else self.sparse
+        parts = (self.rotations, self.modulations, self.biases, self.labels, sparse, self.segments, self.mixes, self.probes, self.edits)
         return tuple(sorted({owner for part in parts for owner, _ in part}))
 
     def backend(self) -> str:

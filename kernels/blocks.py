@@ -171,6 +171,10 @@ class BlockPlan:
         per_group = (self.kinds() != EMPTY).float().mul(area).sum((-1, -2))
         return per_group[self.head_map.long()].mean() / (self.q.tokens * self.k.tokens)
 
+    def without_tail(self) -> BlockPlan:
+        """The same lists, dropping what is not read."""
+        return self if self.tail == "off" else replace(self, tail="off")
+
     def head_range(self, h0: int, h1: int) -> BlockPlan:
         """The same lists for query heads h0 <= h < h1."""
         return self if self.head_map.shape[1] == 1 else replace(self, head_map=self.head_map[:, h0:h1])

@@ -116,9 +116,7 @@ def _blocks(plan: AttentionPlan, q: Tensor, k: Tensor) -> None:
     if not isinstance(blocks, BlockPlan):
         if plan.probes:
             raise ValueError("plan.probes read dense attention; they cannot be combined with a pattern that is chosen during the call")
-        tail = blocks.pattern.tail  # type: ignore[union-attr]
     else:
-        tail = blocks.tail
         for name, order, x in (("q", blocks.q, q), ("k", blocks.k, k)):
             if order.tokens != x.shape[2]:
                 raise ValueError(f"blocks.{name} orders {order.tokens} tokens; {name} has {x.shape[2]}")
@@ -127,7 +125,7 @@ def _blocks(plan: AttentionPlan, q: Tensor, k: Tensor) -> None:
         _fit("blocks.head_map", blocks.head_map, ((1, q.shape[0]), (1, q.shape[1])), q.device)
         if (blocks.partial is None) != (blocks.mask is None):
             raise ValueError("blocks.partial and blocks.mask go together")
-    if tail != "off" and (plan.labels is not None or plan.key_bias is not None or plan.modulation is not None):
+    if blocks is not None and blocks.tail != "off" and (plan.labels is not None or plan.key_bias is not None or plan.modulation is not None):
         raise ValueError("a pooled tail cannot honour rules for single pairs; use tail 'off' together with labels, key_bias or modulation")
 
 

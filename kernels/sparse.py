@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .blocks import Tail
 from .patterns.base import Core, Moment, Pattern, Situation, Tokens
 from .plan import AttentionPlan
 
@@ -27,6 +28,15 @@ class Sparse:
     moment: Moment
     parts: tuple[tuple[int, dict[Any, Any]], ...]
     heard: Callable[[Situation], None] | None = None
+
+    @property
+    def tail(self) -> Tail:
+        """What becomes of blocks that are not read."""
+        return self.pattern.tail
+
+    def without_tail(self) -> Sparse:
+        """The same, dropping what it does not read."""
+        return replace(self, pattern=replace(self.pattern, tail="off"))
 
     @property
     def needs_lse(self) -> bool:
