@@ -7,6 +7,7 @@ from .attend import Trace, attend
 from .backends import BackendUnavailable
 from .blocks import Band, Bits, BlockList, BlockPlan, Frames, TokenOrder, Window
 from .builders import block_list, from_bool
+from .mass import block_mass
 from .merge import merge
 from .order import best_tile, by_frame, by_tile, raster
 from .plan import (
@@ -48,6 +49,7 @@ __all__ = [
     "attend",
     "best_tile",
     "block_list",
+    "block_mass",
     "by_frame",
     "by_tile",
     "from_bool",
