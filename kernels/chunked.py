@@ -22,6 +22,8 @@ BUDGET = 512 * 2**20
 BYTES_PER_PAIR = 32
 """fp32 temporaries alive at once for one (row, key) pair: logit, factor, class index, probability and copies."""
 MOST_ROWS = 2048
+WHOLE = 2**20
+"""Up to so many pairs a head is computed whole and the block plan only masks: launching block by block would take longer."""
 
 
 def chunk_sizes(n_q: int, n_k: int, budget: int = BUDGET) -> tuple[int, int]:
@@ -42,7 +44,7 @@ def chunked_attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: 
     batch, heads, n_q, _ = q.shape
     group, n_k = heads // k.shape[1], k.shape[2]
     rows, keys = chunk_sizes(n_q, n_k, budget)
-    rule = LogitRule.of(plan, k, scale)
+    rule, whole = LogitRule.of(plan, k, scale), min(WHOLE, budget // BYTES_PER_PAIR)
     biased = plan.key_bias is not None and plan.key_bias.requires_grad
     recorded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or biased)
 
@@ -51,12 +53,12 @@ def chunked_attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: 
         o_heads, lse_heads = [], []
         for h in range(heads):
             parts = []
-            for row_set, key_set in _work(plan, b, h, n_q, n_k, rows):
+            for row_set, key_set in _work(plan, b, h, n_q, n_k, rows, whole):
                 block = _row_block(rule, b, h, group, row_set, key_set, keys)
                 args = (q[b, h], k[b, h // group], v[b, h // group])
                 parts.append(checkpoint(block, *args, use_reentrant=False) if recorded else block(*args))
             o, lse = torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
-            if isinstance(plan.blocks, BlockPlan):
+            if isinstance(plan.blocks, BlockPlan) and n_q * n_k > whole:
                 back = _from_places(plan.blocks.q)
                 o, lse = o.index_select(0, back), lse.index_select(0, back)
             o_heads.append(o)
@@ -67,10 +69,10 @@ def chunked_attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: 
     return (o.transpose(1, 2) if tokens_first else o), torch.stack(lses)
 
 
-def _work(plan: AttentionPlan, b: int, h: int, n_q: int, n_k: int, rows: int) -> Iterator[tuple[KeySet, Tensor | None]]:
+def _work(plan: AttentionPlan, b: int, h: int, n_q: int, n_k: int, rows: int, whole: int) -> Iterator[tuple[KeySet, Tensor | None]]:
     """What is computed together: (rows, keys they read or None for all). With blocks: each block of queries by itself."""
     blocks = plan.blocks
-    if not isinstance(blocks, BlockPlan):
+    if not isinstance(blocks, BlockPlan) or n_q * n_k <= whole:
         for r0 in range(0, n_q, rows):
             yield slice(r0, min(r0 + rows, n_q)), None
         return
