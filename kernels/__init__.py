@@ -23,6 +23,7 @@ from .plan import (
     Rotation,
     RowEdit,
 )
+from .probs import probs
 from .reference import reference_attend
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "by_tile",
     "from_bool",
     "merge",
+    "probs",
     "raster",
     "reference_attend",
 ]

@@ -43,6 +43,7 @@ def test_public_names_are_frozen():
         "by_tile",
         "from_bool",
         "merge",
+        "probs",
         "raster",
         "reference_attend",
     ]
