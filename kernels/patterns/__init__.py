@@ -1,5 +1,43 @@
-"""Sparse patterns: each a file that says which blocks of an attention are worth computing."""
+"""Sparse patterns: each a file that says which blocks of an attention are worth computing.
+
+``PATTERNS`` maps each name to its class; the classes are imported when first asked for, so that a pattern's file can also be
+run on its own (``python -m attention_loom.kernels.patterns.radial`` draws its mask).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 from .base import Moment, Pattern, Situation, Tokens
 
-__all__ = ["Moment", "Pattern", "Situation", "Tokens"]
+PATTERNS: dict[str, type[Pattern]]
+"""Name -> class of every pattern, in the order of the node's list."""
+
+_CLASSES = {
+    "radial": "Radial",
+    "draft": "Draft",
+    "adaspa": "AdaSpa",
+    "sparsed": "SparseD",
+    "rettention": "Rettention",
+    "sla_topk": "SlaTopk",
+    "clear": "Clear",
+    "sliding_tile": "SlidingTile",
+    "dense": "Dense",
+}
+"""File -> class."""
+
+__all__ = ["PATTERNS", "Moment", "Pattern", "Situation", "Tokens"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "PATTERNS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = {}
+    for file, cls in _CLASSES.items():
+        if find_spec(f"{__name__}.{file}") is not None:
+            pattern = getattr(import_module(f".{file}", __name__), cls)
+            found[pattern.name] = pattern
+    globals()["PATTERNS"] = found
+    return found
