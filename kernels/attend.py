@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from .backends import Backend, BackendUnavailable, Call, backends
 from .check import check_call
 from .plan import AttentionPlan
+from .quant import INT8_QK
 from .stages import run_stages
 
 
@@ -35,6 +37,7 @@ def attend(
     backend: str = "auto",
     dense: Callable[..., Tensor] | None = None,
     trace: Trace | None = None,
+    quant: Literal["none", "int8_qk"] = "none",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of ``q [B,H,Nq,D]`` over ``k, v [B,Hk,Nk,D]`` (Hk divides H) as ``plan`` asks.
 
@@ -42,7 +45,8 @@ def attend(
     has a ``mask`` parameter and one is needed, ``dense(q, k, v, mask=additive [B|1,H|1,1,Nk])``; it scales by ``D**-0.5`` and
     returns [B,H,Nq,D]. backend: "auto" or a name from :func:`kernels.backends.backends`.
     Returns o ``[B,H,Nq,D]`` in q's dtype and memory layout and, with ``return_lse``, the natural log-sum-exp fp32 [B,H,Nq].
-    The caller's tensors are never written to.
+    The caller's tensors are never written to. quant: "int8_qk" forms the logits from eight-bit q and k where that fits
+    (``kernels/quant.py``) and says in ``trace.declined`` where it does not; it is never chosen unasked.
 
     Raises ValueError where shapes do not fit, and :class:`BackendUnavailable` where a backend chosen by name cannot run.
 
@@ -54,18 +58,24 @@ def attend(
     if plan.probes and trace is None:
         raise ValueError("plan.probes has nowhere to go: pass trace=Trace() to receive it")
     trace = Trace() if trace is None else trace
-    if plan.empty and dense is not None and backend in ("auto", "host") and not return_lse and scale in (None, q.shape[-1] ** -0.5):
+    if quant not in ("none", "int8_qk"):
+        raise ValueError(f"quant is {quant!r}; expected 'none' or 'int8_qk'")
+    if plan.empty and quant == "none" and dense is not None and backend in ("auto", "host") and not return_lse and scale in (None, q.shape[-1] ** -0.5):
         trace.backend = "host"
         return dense(q, k, v)
 
     call = Call(q, k, v, plan, q.shape[-1] ** -0.5 if scale is None else float(scale), return_lse, dense, backend != "auto")
     # A surrounding autocast would lower the fp32 stages to half precision.
     with torch.autocast(q.device.type, enabled=False):
-        return _run_explicit(call, backend, trace) if call.explicit else _run_auto(call, trace)
+        return _run_explicit(call, backend, trace, quant) if call.explicit else _run_auto(call, trace, quant)
 
 
-def _run_explicit(call: Call, name: str, trace: Trace) -> Tensor | tuple[Tensor, Tensor]:
+def _run_explicit(call: Call, name: str, trace: Trace, quant: str) -> Tensor | tuple[Tensor, Tensor]:
     known = {b.name: b for b in backends()}
+    if quant != "none" and name != "triton" and name in known:
+        raise BackendUnavailable(f"the attention backend {name!r} does not quantise; choose auto or triton with quant={quant!r}")
+    if quant != "none":
+        known["triton"] = INT8_QK
     if name not in known:
         raise BackendUnavailable(f"there is no attention backend {name!r}; choose auto, {', '.join(known)}")
     reason = known[name].refuse(call)
@@ -74,8 +84,8 @@ def _run_explicit(call: Call, name: str, trace: Trace) -> Tensor | tuple[Tensor,
     return _execute(known[name], call, trace, careful=False)
 
 
-def _run_auto(call: Call, trace: Trace) -> Tensor | tuple[Tensor, Tensor]:
-    for b in backends():
+def _run_auto(call: Call, trace: Trace, quant: str) -> Tensor | tuple[Tensor, Tensor]:
+    for b in backends() if quant == "none" else [INT8_QK, *backends()]:
         reason = b.refuse(call) or _known_failure(b, call)
         if reason is None and not b.may_fail:
             return _execute(b, call, trace, careful=False)

@@ -1,0 +1,121 @@
+"""Eight-bit queries and keys: the arithmetic of the opt-in ``int8_qk`` path in plain torch, and when it may run.
+
+Symmetric int8 with one fp32 scale per tile of at most 128 queries or 64 keys. The mean key of a head is taken out first: it
+shifts all logits of a row alike, which no softmax sees and the log-sum-exp gets back. Source: SageAttention
+(arXiv 2410.02367), sections 4.2 and 4.3; ``specs``: sparse backend §10.
+
+The gate has two halves. What is known before a call (head width, type, gradient) is refused with a sentence. What only the
+values tell, logits so large that a rounding step of q or k moves the softmax, is decided per head on the device: such a head
+is computed from the 16-bit values in the same launch. Nobody waits for the answer, and it depends on that head alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backends import Backend, Call, Limits, backends
+from .blocks import BlockPlan, TokenOrder
+from .plan import AttentionPlan
+from .stages import AROUND, WITH_LSE
+
+QUERY_ROWS, KEY_ROWS = 128, 64
+"""Most rows that share a scale."""
+WIDTHS = (64, 128)
+MOST_LOGIT = 60.0
+"""Heads with a larger estimate of the largest |logit| are not quantised."""
+LEAST_SCALE = 1e-7
+LONGEST = 32
+"""Tiles per side whose longest vector enters the estimate of the largest logit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """One side in place order. values int8 [B,H,places,D], dead places 0; scale fp32 [B,H,places/rows]; norm fp32
+    [B,H,places]: length of each (centred) vector; rows: places per scale."""
+
+    values: Tensor
+    scale: Tensor
+    norm: Tensor
+    rows: int
+
+    def dequantised(self) -> Tensor:
+        """fp32 [B,H,places,D]: what the kernel computes with."""
+        return self.values.float() * self.scale.repeat_interleave(self.rows, -1)[..., None]
+
+
+def quantise(x: Tensor, order: TokenOrder, rows: int, mean: Tensor | None = None) -> Quantised:
+    """``x [B,H,N,D]`` less ``mean fp32 [B,H,D]``, in place order, as int8. rows: places per scale; divides the block.
+
+    scale = max|x| / 127 + 1e-7 over the live places; halves round up. The literal form of the kernel's first pass.
+    """
+    if order.block % rows:
+        raise ValueError(f"{rows} rows per scale do not divide blocks of {order.block} tokens")
+    live = (order.perm >= 0)[:, None]
+    placed = x.index_select(2, order.perm.clamp(min=0).long()).float()
+    if mean is not None:
+        placed = placed - mean[:, :, None]
+    placed = torch.where(live, placed, 0.0)
+    tiles = placed.unflatten(2, (-1, rows))
+    scale = tiles.abs().amax((-1, -2)) / 127 + LEAST_SCALE
+    values = (tiles / scale[..., None, None] + 0.5).floor().to(torch.int8).flatten(2, 3)
+    return Quantised(values, scale, placed.norm(dim=-1), rows)
+
+
+def largest_logit(q: Quantised, k: Quantised, scale: float) -> Tensor:
+    """fp32 [B,H]: an estimate from below of each head's largest |logit| less the row's mean.
+
+    The longest vector of each tile is taken, of those the :data:`LONGEST` longest per side, and their products formed:
+    the largest logits come from long vectors. O(tiles), on the device.
+    """
+    long_q, long_k = _longest(q), _longest(k)
+    group = long_q.shape[1] // long_k.shape[1]
+    s = long_q.unflatten(1, (-1, group)) @ long_k[:, :, None].transpose(-1, -2)
+    return s.abs().amax((-1, -2)).flatten(1, 2) * abs(scale)
+
+
+def _longest(x: Quantised) -> Tensor:
+    """fp32 [B,H,n,D]: the longest vectors, one per tile at most."""
+    norm, within = x.norm.unflatten(-1, (-1, x.rows)).max(-1)
+    tile = norm.topk(min(LONGEST, norm.shape[-1]), dim=-1).indices
+    place = tile * x.rows + within.gather(-1, tile)
+    vectors = x.values.gather(2, place[..., None].expand(-1, -1, -1, x.values.shape[-1]))
+    return vectors.float() * x.scale.gather(-1, tile)[..., None]
+
+
+def refusal(width: int, dtype: torch.dtype, needs_grad: bool) -> str | None:
+    """Why a call of this kind is not quantised, as a sentence; None if it may be."""
+    if width not in WIDTHS:
+        return f"int8_qk takes head width {WIDTHS[0]} or {WIDTHS[1]}, this is {width}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"int8_qk takes fp16 and bf16 values, these are {dtype}"
+    if needs_grad:
+        return "int8_qk has no gradient and one is needed"
+    return None
+
+
+def _available(call: Call) -> str | None:
+    reason = refusal(call.q.shape[-1], call.q.dtype, call.needs_grad)
+    if reason is None and isinstance(call.plan.blocks, BlockPlan) and call.plan.blocks.partial is not None:
+        reason = "int8_qk reads whole blocks only, and this plan tests single pairs"
+    return reason or next(b for b in backends() if b.name == "triton").available(call)
+
+
+def _run(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
+    from .triton.int8_op import run
+
+    o, o_lse, _ = run(q, k, v, plan, call.scale, tokens_first=call.tokens_first, careful=careful)
+    return o, o_lse
+
+
+INT8_QK = Backend(
+    "int8_qk",
+    0,
+    Limits(features=AROUND | WITH_LSE | {"key_bias", "blocks"}, devices=frozenset({"cuda", "cpu"})),
+    _run,
+    _available,
+    may_fail=True,
+)
+"""Not in the registry: only ``attend(..., quant="int8_qk")`` runs it."""
