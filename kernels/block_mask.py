@@ -25,8 +25,8 @@ def admitted(plan: BlockPlan, group: Tensor | int, rows: Tensor, keys: Tensor) -
 
 
 def analytic(mask: ElementMask, pos_q: Tensor, pos_k: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """bool [n, m] of a test on grid positions, -1 = free token, admitted with everything."""
-    i, j = pos_q.long()[:, None], pos_k.long()[None, :]
+    """bool [.., n, m] of a test on grid positions [.., n] and [.., m], -1 = free token, admitted with everything."""
+    i, j = pos_q.long()[..., :, None], pos_k.long()[..., None, :]
     _, rows, cols = grid
     frame_i, frame_j, in_i, in_j = i // (rows * cols), j // (rows * cols), i % (rows * cols), j % (rows * cols)
     if isinstance(mask, Window):

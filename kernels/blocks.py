@@ -180,13 +180,17 @@ class BlockPlan:
         return self if self.head_map.shape[1] == 1 else replace(self, head_map=self.head_map[:, h0:h1])
 
 
+def entry_places(rows: BlockList, n_k: int) -> Tensor:
+    """int64 [capacity], ascending: where each entry stands in the flattened [G, nQ, nK]; G*nQ*nK for those past the end."""
+    ends = rows.ptr[:, 1:].flatten().long()
+    at = torch.arange(rows.col.shape[0], device=rows.col.device)
+    row = torch.searchsorted(ends, at, right=True)
+    return torch.where(row < ends.shape[0], row * n_k + rows.col.long(), ends.shape[0] * n_k)
+
+
 def _mark(out: Tensor, rows: BlockList, kind: int) -> None:
     """Write ``kind`` at every listed place, without waiting for the device: entries past the end go to a spare slot."""
-    groups, n_q, n_k = out.shape
-    ends = torch.cat([rows.ptr[:, 1:].flatten()]).long()
-    at = torch.arange(rows.col.shape[0], device=out.device)
-    row = torch.searchsorted(ends, at, right=True)
-    flat = torch.where(row < groups * n_q, row * n_k + rows.col.long(), groups * n_q * n_k)
+    flat = entry_places(rows, out.shape[-1])
     spare = torch.cat([out.flatten(), out.new_zeros(1)])
     spare.scatter_(0, flat, torch.full_like(flat, kind, dtype=out.dtype))
     out.copy_(spare[:-1].view_as(out))

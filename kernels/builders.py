@@ -6,12 +6,16 @@ number of entries is known only to the device, the lists are allocated for the m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .blocks import EMPTY, FULL, PARTIAL, SMALL, BlockList, BlockPlan, ElementMask, Tail, TokenOrder
+from .bits import carried_ids
+from .blocks import EMPTY, FULL, PARTIAL, SMALL, Bits, BlockList, BlockPlan, ElementMask, Tail, TokenOrder, entry_places
+from .selection import Setting, global_mask, sigma_mask, topk_mask, topp_mask
 
 
 def from_bool(
@@ -29,6 +33,7 @@ def from_bool(
     """The plan that reads the blocks where ``mask`` is true.
 
     mask bool [nQ, nK], [G, nQ, nK] or [B, H, nQ, nK] (then G = B*H); partial: same shape, blocks read through ``test``.
+    The ids of a :class:`Bits` test go with the true entries of ``partial``, row by row; a block in both is read whole.
     head_map int32 [B|1, H|1]: group of each head, by default all heads share group 0, or each has its own for [B, H, ..].
     Rows without a block get their diagonal block, or column 0 where the sides differ (I3). capacity: the most list entries
     over all groups, if the caller knows a bound; by default every block could be listed.
@@ -45,12 +50,54 @@ def from_bool(
     if (partial is None) != (test is None):
         raise ValueError("partial blocks and their element test go together")
     some = mask if partial is None else mask | partial.reshape(mask.shape)
-    whole = mask | _rescue(some, q, k)
-    part = None if partial is None else block_list(partial.reshape(mask.shape) & ~whole, capacity)
+    whole = mask | rescue(some, q, k)
+    part = None
+    if partial is not None:
+        partial = partial.reshape(mask.shape)
+        part = block_list(partial & ~whole, capacity)
+        if isinstance(test, Bits):
+            test = replace(test, ids=carried_ids(test, block_list(partial, capacity), entry_places(part, k.blocks), k.blocks))
     return BlockPlan(q, k, block_list(whole, capacity), head_map, part, test, tail, approximate)
 
 
-def _rescue(some: Tensor, q: TokenOrder, k: TokenOrder) -> Tensor:
+def from_topk(scores: Tensor, count: Setting, q: TokenOrder, k: TokenOrder, *, forced: Tensor | None = None, **options: Any) -> BlockPlan:
+    """Reads the ``count`` best blocks of each row (:func:`topk_mask`), and those of ``forced`` bool, of a shape that broadcasts.
+
+    scores [nQ, nK], [G, nQ, nK] or [B, H, nQ, nK]; ``options`` as for :func:`from_bool`, here and below.
+    """
+    if forced is None and not isinstance(count, Tensor):
+        options.setdefault("capacity", _most_entries(scores, count))
+    return from_bool(_with(topk_mask(scores, count), forced), q, k, **options)
+
+
+def from_topp(scores: Tensor, p: Setting, q: TokenOrder, k: TokenOrder, *, min_k: int = 1, forced: Tensor | None = None, **options: Any) -> BlockPlan:
+    """Reads the fewest blocks of each row whose probabilities sum to ``p`` (:func:`topp_mask`)."""
+    return from_bool(_with(topp_mask(scores, p, min_k), forced), q, k, **options)
+
+
+def from_global(scores: Tensor, share: Setting, q: TokenOrder, k: TokenOrder, *, forced: Tensor | None = None, **options: Any) -> BlockPlan:
+    """Drops the ``share`` of lowest scores of each map by one threshold (:func:`global_mask`)."""
+    return from_bool(_with(global_mask(scores, share), forced), q, k, **options)
+
+
+def from_sigma(scores: Tensor, tau: Setting, q: TokenOrder, k: TokenOrder, *, forced: Tensor | None = None, **options: Any) -> BlockPlan:
+    """Reads the blocks that stand out of their row by ``tau`` standard deviations (:func:`sigma_mask`)."""
+    return from_bool(_with(sigma_mask(scores, tau), forced), q, k, **options)
+
+
+def _with(mask: Tensor, forced: Tensor | None) -> Tensor:
+    return mask if forced is None else mask | forced
+
+
+def _most_entries(scores: Tensor, count: float | Sequence[float]) -> int:
+    """The most list entries that ``count`` blocks a row make, with one for each row that a count of 0 leaves empty."""
+    n_q, n_k = scores.shape[-2:]
+    maps = scores.numel() // (n_q * n_k)
+    counts = list(count) if isinstance(count, Sequence) else [count]
+    return n_q * sum(min(max(int(c), 1), n_k) for c in counts) * (maps // len(counts))
+
+
+def rescue(some: Tensor, q: TokenOrder, k: TokenOrder) -> Tensor:
     """Blocks to add so that no row is empty."""
     n_q, n_k = some.shape[-2:]
     column = torch.arange(n_q, device=some.device) if n_q == n_k else torch.zeros(n_q, dtype=torch.long, device=some.device)
@@ -78,10 +125,18 @@ def block_list(mask: Tensor, capacity: int | None = None) -> BlockList:
     return BlockList(ptr, col[:capacity])
 
 
-def kinds_plan(kinds: Tensor, like: BlockPlan, **changes: object) -> BlockPlan:
-    """A plan like ``like`` with the block kinds ``kinds`` uint8 [G, nQ, nK]; ids of ``Bits`` are not carried."""
-    some = like.partial is not None
-    return replace(like, full=block_list(kinds == FULL), partial=block_list(kinds == PARTIAL) if some else None, **changes)  # type: ignore[arg-type]
+def kinds_plan(kinds: Tensor, like: BlockPlan, **changes: Any) -> BlockPlan:
+    """A plan like ``like`` with the block kinds ``kinds`` uint8 [G, nQ, nK] in place of its own.
+
+    Where the test is :class:`Bits`, blocks that are partial must have been so in ``like``: they keep their masks.
+    ``changes`` replace fields, ``head_map`` where G changes.
+    """
+    full, partial, mask = block_list(kinds == FULL), None, changes.get("mask", like.mask)
+    if mask is not None and like.partial is not None:
+        partial = block_list(kinds == PARTIAL)
+        if isinstance(mask, Bits) and "mask" not in changes:
+            changes["mask"] = replace(mask, ids=carried_ids(mask, like.partial, entry_places(partial, like.k.blocks), like.k.blocks))
+    return replace(like, full=full, **{"partial": partial, **changes})
 
 
-__all__ = ["EMPTY", "block_list", "from_bool", "kinds_plan"]
+__all__ = ["EMPTY", "block_list", "from_bool", "from_global", "from_sigma", "from_topk", "from_topp", "kinds_plan", "rescue"]
