@@ -91,10 +91,10 @@ def draft(q_mean: Tensor, k_mean: Tensor, live: Tensor, scale: float) -> Tensor:
 
 
 def main() -> None:
-    """Draw the mask of a made-up call on a short video whose frames do not divide into tiles."""
+    """Draw the mask of a made-up call on six frames of 480 x 832 pixels, which do not divide into whole tiles."""
     from .draw import draw_main
 
-    draw_main(Draft(block=64), Tokens(8 * 21 * 30 + 100, (8, 21, 30)))
+    draw_main(Draft(block=64), Tokens(6 * 30 * 52 + 100, (6, 30, 52)))
 
 
 if __name__ == "__main__":
