@@ -102,6 +102,7 @@ def read(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Signature:
     if not all(isinstance(x, Tensor) for x in (q, k, v)):
         raise TypeError(f"attention was called with {type(q).__name__}, {type(k).__name__}, {type(v).__name__}; three tensors were expected")
     if flat_in:
-        width = q.shape[-1] // heads
-        q, k, v = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (q, k, v))
+        width = q.shape[-1] if q.ndim == 4 else q.shape[-1] // heads
+        # SD3 hands on v with its heads apart already, [B, N, H, D]; the host's own backends view it as flat
+        q, k, v = ((x if x.ndim == 4 else x.unflatten(-1, (-1, width))).transpose(1, 2) for x in (q, k, v))
     return Signature(func, args, kwargs, q, k, v, int(heads), mask, kwargs.get("scale"), flat_in, flat_out)

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .report import LoomReport
 from .riflex import LoomRIFLEx
+from .sparse import LoomSparseAttention
 from .ultravico import LoomUltraViCo
 
 
@@ -14,4 +15,4 @@ class AttentionLoom(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order of the menu."""
-        return [LoomUltraViCo, LoomRIFLEx, LoomReport]
+        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomReport]

@@ -88,3 +88,12 @@ def test_what_is_no_attention_call_is_said():
         signature.read(func, torch.zeros(1))
     with pytest.raises(TypeError, match="list"):
         signature.read(func, [], [], [], 1)
+
+
+def test_values_whose_heads_are_apart_already():
+    """SD3 calls with q, k [B, N, H*D] and v [B, N, H, D]."""
+    q, k = (torch.randn(2, 7, 12) for _ in range(2))
+    v = torch.randn(2, 7, 3, 4)
+    sig = signature.read(lambda *a, **k: None, q, k, v, 3)
+    assert sig.v.shape == sig.q.shape == (2, 3, 7, 4)
+    assert torch.equal(sig.v[:, 1], v[:, :, 1])

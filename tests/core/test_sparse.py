@@ -1,0 +1,149 @@
+"""Sparse attention on the host's real model classes: reach, separate memory per conditioning, tails, chains, what is freed."""
+
+import host_inprocess
+import pytest
+import tiny_models
+import torch
+from attention_loom.core.attach import attach, record_of
+from attention_loom.core.errors import ConflictError, LoomError
+from attention_loom.core.methods.sparse import SparseAttention
+from attention_loom.core.methods.ultravico import UltraViCo
+from attention_loom.core.schedule import BlockSelection, Window
+from attention_loom.kernels.patterns.fit import NAMES, Choice
+from test_attach import LONG, NATIVE, model, sample  # noqa: F401
+
+pytestmark = pytest.mark.host
+
+
+def sparse(name="draft", density=0.4, block=4, **more):
+    """Blocks of a few tokens and no minimum: the models here are tiny."""
+    tail = more.pop("tail", "off")
+    return SparseAttention(Choice(name, density, block=block, tail=tail), min_tokens=0, **more)
+
+
+@pytest.mark.parametrize("family", tiny_models.NAMES)
+def test_it_reaches_every_family(family):
+    host_inprocess.import_host()
+    with torch.inference_mode():
+        tiny = tiny_models.tiny(family)
+        stock = tiny_models.sample(tiny.patcher, tiny)
+        patched = attach(tiny.patcher, sparse("sla_topk"))
+        ours = tiny_models.sample(patched, tiny)
+        run = record_of(patched).last
+        assert run.touched[SparseAttention.owner] > 0
+        assert torch.isfinite(ours).all()
+        assert not torch.equal(stock, ours)
+        assert {e.kind for e in run.entries if e.planned} <= {"self", "joint"}
+        assert 0.0 < next(iter(run.density.values())) < 1.0
+        whole = attach(tiny.patcher, sparse("dense", density=0.999))
+        assert (tiny_models.sample(whole, tiny) - stock).abs().max() < 1e-3, "all blocks read: only rounding differs"
+        assert record_of(whole).last.density == {next(iter(record_of(whole).last.density)): pytest.approx(1.0)}
+        assert torch.equal(stock, tiny_models.sample(tiny.patcher, tiny)), "the model itself is as before"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pattern_runs_in_a_real_model(model, name):  # noqa: F811
+    # on frames of 4 x 4 tokens any wider circle touches every block
+    patched = attach(model, sparse(name, 0.2 if name == "clear" else 0.4, window=Window(0.2)))
+    ours = sample(patched, NATIVE, steps=10)
+    run = record_of(patched).last
+    assert torch.isfinite(ours).all()
+    assert not torch.equal(ours, sample(model, NATIVE, steps=10))
+    (label,) = run.patterns
+    assert label.startswith(name)
+    assert run.patterns[label]["sparse"] > 0
+    assert 0.0 < run.density[label] < 1.0
+    assert run.state == {}, "freed with the run"
+    assert torch.equal(ours, sample(patched, NATIVE, steps=10)), "a second run remembers nothing of the first"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batched_and_split_conditionings_agree(model, name, monkeypatch):  # noqa: F811
+    patched = attach(model, sparse(name, window=Window(0.2)))
+    together = sample(patched, NATIVE, steps=10)
+    calls = sum(record_of(patched).last.entries.values())
+    monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)
+    split = sample(patched, NATIVE, steps=10)
+    assert sum(record_of(patched).last.entries.values()) == 2 * calls, "the host ran the conditionings one by one"
+    assert (together - split).abs().max() < 2e-3
+
+
+def test_it_composes_with_a_decay_in_one_pass(model):  # noqa: F811
+    decay = UltraViCo(train_frames=NATIVE, alpha=0.6)
+    one = attach(attach(model, sparse("radial")), decay)
+    other = attach(attach(model, decay), sparse("radial"))
+    assert torch.equal(sample(one), sample(other))
+    planned = [e for e in record_of(one).last.entries if e.planned]
+    assert planned
+    assert all(e.parts == ("blocks", "modulation") for e in planned)
+    assert not torch.equal(sample(one), sample(attach(model, decay)))
+    assert not torch.equal(sample(one), sample(attach(model, sparse("radial"))))
+
+
+def test_a_tail_gives_way_to_rules_for_single_pairs(model):  # noqa: F811
+    both = attach(attach(model, sparse("radial", tail="row")), UltraViCo(train_frames=NATIVE, alpha=0.6))
+    assert torch.equal(sample(both), sample(attach(attach(model, sparse("radial")), UltraViCo(train_frames=NATIVE, alpha=0.6))))
+    assert any("the pooled tail is off here: Longer Video (UltraViCo) sets rules" in e.reason for e in record_of(both).last.entries)
+    tail, plain = (attach(model, sparse("radial", tail=t)) for t in ("row", "off"))
+    assert not torch.equal(sample(tail), sample(plain))
+
+
+def test_where_it_acts_and_where_not(model):  # noqa: F811
+    few = attach(model, SparseAttention(Choice("radial", 0.3, block=4), min_tokens=500))
+    assert torch.equal(sample(few), sample(model))
+    assert any("288 tokens, fewer than min_tokens 500" in e.reason for e in record_of(few).last.entries)
+    some = attach(model, sparse("radial", dense_blocks=BlockSelection.parse("0, -1")))
+    sample(some)
+    changed = sum(n for e, n in record_of(some).last.entries.items() if e.planned)
+    assert changed == 2 * 2, "two of four blocks, two steps"
+    assert any("dense_blocks '0, -1'" in e.reason for e in record_of(some).last.entries)
+    off = attach(model, sparse("radial", density=1.0))
+    assert record_of(off) is None
+
+
+def test_two_patterns_replace_and_never_stack(model):  # noqa: F811
+    twice = attach(attach(model, sparse("draft")), sparse("radial"))
+    sample(twice)
+    assert [label.split("_")[0] for label in record_of(twice).last.patterns] == ["radial"]
+
+
+def test_a_pattern_without_meaning_is_refused_before_any_step(model):  # noqa: F811
+    steps = []
+    with pytest.raises(LoomError, match="radial .* frame"):
+        sample(attach(model, sparse("radial")), shape=(1, 16, 1, 8, 8), callback=lambda *a: steps.append(a))
+    assert steps == []
+
+
+def test_after_an_interrupt_nothing_is_kept(model):  # noqa: F811
+    import comfy.model_management
+
+    def stop(step, *_):
+        if step == 3:
+            raise comfy.model_management.InterruptProcessingException
+
+    patched = attach(model, sparse("adaspa", window=Window(0.0)))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(patched, NATIVE, steps=10, callback=stop)
+    run = record_of(patched).last
+    assert run.failed
+    assert run.state == {}
+
+
+def test_rettention_says_when_a_run_is_too_short(model):  # noqa: F811
+    patched = attach(model, sparse("rettention"))
+    assert (sample(patched, NATIVE, steps=4) - sample(model, NATIVE, steps=4)).abs().max() < 1e-3
+    assert any("too few steps" in note for notes in record_of(patched).last.patterns.values() for note in notes)
+
+
+def test_one_sparse_pattern_per_call():
+    from attention_loom.core.weave import Draft
+    from attention_loom.kernels.builders import from_bool
+    from attention_loom.kernels.order import raster
+
+    order = raster(8, 4)
+    plan = from_bool(torch.ones(2, 2, dtype=torch.bool), order, order)
+    draft = Draft(None)
+    draft.sparsify("A", plan)
+    draft.sparsify("B", plan)
+    with pytest.raises(ConflictError, match="A and B .* both choose which blocks are computed"):
+        draft.plan()
