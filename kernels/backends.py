@@ -314,7 +314,7 @@ register(
         "triton",
         10,
         Limits(
-            features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels"},
+            features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels", "blocks"},
             modulation=EVERY_LOGIT_DETAIL,
             dtypes=HALF_AND_FULL,
             widths=(16, 256),

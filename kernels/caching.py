@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 
@@ -45,3 +45,27 @@ def with_part(part: Any, key: Any, compute: Callable[[], Made]) -> Made:
         with _lock:
             _store[part][key] = found
     return found
+
+
+def with_parts(parts: tuple[Any, ...], key: Any, compute: Callable[[], Made]) -> Made:
+    """Derived data of several plan parts, kept with the first as long as all of them live."""
+    first, *others = parts
+    with _lock:
+        kept = _store.setdefault(first, {})
+        for old in [k for k in kept if isinstance(k, _Joint) and any(r() is None for r in k.others)]:
+            del kept[old]
+    return with_part(first, _Joint(key, tuple(ref(o) for o in others)), compute)
+
+
+class _Joint:
+    """A key that names other parts by identity without keeping them alive."""
+
+    def __init__(self, key: Any, others: tuple[ref, ...]) -> None:
+        self.key, self.others = key, others
+        self.hash = hash((key, others))
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Joint) and self.key == other.key and self.others == other.others

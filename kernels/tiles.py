@@ -5,13 +5,11 @@ A tile of ``block_m`` queries by ``block_n`` keys is
     UNIFORM  every pair admitted, one factor for all
     MIXED    look at each pair
     EMPTY    no pair admitted: never visited
-Per row of tiles the columns are listed in that order, so a kernel runs one loop per kind and branches on nothing. Memory is
+``kernels/lists.py`` lists them in that order, so a kernel runs one loop per kind and branches on nothing. Memory is
 O(nQ nK + tokens).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,45 +22,22 @@ MOST_CLASSES = 16
 """Above this many factors uniform tiles are not looked for: they run as mixed, which is right and slower."""
 
 
-@dataclass(frozen=True)
-class TileLists:
-    """columns int32 [S, nQ, nK]: tile columns by kind; ends int32 [S, nQ, 3]: where PLAIN, UNIFORM and MIXED end. S = B|1."""
+def table_kinds(parts: tuple[FrameTable | DistanceTable | Labels, ...], block_m: int, block_n: int) -> Tensor:
+    """uint8 [B|1, nQ, nK] of the parts given, at least one: the kinds of several combine by their maximum.
 
-    columns: Tensor
-    ends: Tensor
+    The vectors of the parts are cut into blocks as they stand; tokens in another order are put into it first.
 
-
-def tile_lists(
-    frames: FrameTable | None,
-    distance: DistanceTable | None,
-    labels: Labels | None,
-    n_q: int,
-    n_k: int,
-    block_m: int,
-    block_n: int,
-) -> TileLists:
-    """Lists for the parts given; at least one must be. The kinds of several parts combine by their maximum.
-
-    >>> tile_lists(plan.modulation.frames, None, None, 32760, 32760, 128, 64).ends.shape
-    torch.Size([1, 256, 3])
+    >>> table_kinds((plan.modulation.frames,), 128, 64).shape
+    torch.Size([1, 256, 512])
     """
-    parts = [p for p in (frames, distance, labels) if p is not None]
-    kinds = [_kinds_cached(p, n_q, n_k, block_m, block_n) for p in parts]
-    if len(kinds) == 1:
-        return with_part(parts[0], ("lists", block_m, block_n), lambda: _list(kinds[0]))
+    kinds = [_kinds_cached(p, block_m, block_n) for p in parts]
     total = kinds[0]
     for other in kinds[1:]:
         total = torch.maximum(total, other)
-    return _list(total)
+    return total
 
 
-def _list(kinds: Tensor) -> TileLists:
-    _, columns = torch.sort(kinds, dim=-1, stable=True)
-    per_kind = torch.stack([(kinds == kind).sum(-1) for kind in (PLAIN, UNIFORM, MIXED)], dim=-1)
-    return TileLists(columns.int().contiguous(), per_kind.cumsum(-1).int().contiguous())
-
-
-def _kinds_cached(part: FrameTable | DistanceTable | Labels, n_q: int, n_k: int, bm: int, bn: int) -> Tensor:
+def _kinds_cached(part: FrameTable | DistanceTable | Labels, bm: int, bn: int) -> Tensor:
     def compute() -> Tensor:
         if isinstance(part, FrameTable):
             return frame_kinds(part, bm, bn)

@@ -41,31 +41,31 @@ INSTRUCTION = {
     "sm_120": "mma.sync",
     "gfx942": "v_mfma",
 }
-# Flags of the kernel per feature set; the rest is off.
-FEATURES = {
-    "plain": (),
-    "frames": ("LISTED", "FRAMES", "POSITIVE_ONLY", "CENTER"),
-    "distance": ("LISTED", "DISTANCE", "POSITIVE_ONLY"),
-    "labels": ("LISTED", "LABELS", "BIAS", "HEAD_SCALE"),
+# Feature sets: tensors of kernels.triton.arguments.Tensors that are there, and numbers that differ from a plain call.
+LISTED = ("items", "head_map", "bounds", "col")
+ORDERED = (*LISTED, "perm_q", "perm_k", "k_valid")
+TABLE = ("frame_q", "frame_k", "frame_table", "frame_factors")
+FEATURES: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
+    "plain": ((), {}),
+    "frames": ((*LISTED, *TABLE, "kbar"), {"positive_only": 1}),
+    "distance": ((*LISTED, "pos_q", "pos_k", "distance_table", "distance_factors"), {"positive_only": 1}),
+    "labels": ((*LISTED, "label_k", "allow_q", "key_bias", "head_scale"), {}),
+    "blocks": (ORDERED, {"splits": 2}),
+    "blocks64": (ORDERED, {"block_q": 64, "block_k": 64}),
+    "window": ((*ORDERED, "partial_ptr", "partial_col", "place_q", "place_k"), {"element": 1}),
+    "bits": ((*ORDERED, "partial_ptr", "partial_col", "bit_words", "bit_ids", "key_bias"), {"element": 4}),
+    "segments": ((*ORDERED, "seg0_k", "seg0_v", "seg0_bias", "seg1_k", "seg1_v", "seg1_rows", "unread", "mix_amount"), {"tail": 1, "mix": 1}),
+    "all": ((*ORDERED, "partial_ptr", "partial_col", "place_q", "place_k", *TABLE, "kbar", "seg0_k", "seg0_v"), {"element": 1, "positive_only": 1}),
 }
-FLAGS = ("LISTED", "FRAMES", "DISTANCE", "LABELS", "POSITIVE_ONLY", "CENTER", "HEAD_SCALE", "BIAS")
-POINTERS = {
-    "kbar": ("CENTER", "*fp32"),
-    "head_scale": ("HEAD_SCALE", "*fp32"),
-    "key_bias": ("BIAS", "*fp32"),
-    "frame_q": ("FRAMES", "*i16"),
-    "frame_k": ("FRAMES", "*i16"),
-    "frame_table": ("FRAMES", "*u8"),
-    "frame_factors": ("FRAMES", "*fp32"),
-    "pos_q": ("DISTANCE", "*i32"),
-    "pos_k": ("DISTANCE", "*i32"),
-    "distance_table": ("DISTANCE", "*u8"),
-    "distance_factors": ("DISTANCE", "*fp32"),
-    "label_k": ("LABELS", "*i8"),
-    "allow_q": ("LABELS", "*i64"),
-    "columns": ("LISTED", "*i32"),
-    "ends": ("LISTED", "*i32"),
-}
+TYPES = {
+    "*fp32": ("kbar", "head_scale", "key_bias", "frame_factors", "distance_factors", "seg0_bias", "seg1_bias", "k_mean", "v_mean", "mix_mean", "mix_amount", "part_o", "part_lse", "lse"),
+    "*i16": ("frame_q", "frame_k", "col", "partial_col"),
+    "*u8": ("frame_table", "distance_table", "seg0_rows", "seg1_rows", "mix_rows", "unread"),
+    "*i8": ("label_k",),
+    "*i64": ("allow_q",),
+    "fp32": ("scale", "radius2", "frame_scale"),
+}  # fmt: skip
+OF_INPUT = ("q", "k", "v", "o", "mix_v", "seg0_k", "seg0_v", "seg1_k", "seg1_v")
 
 
 def import_pack():
@@ -79,35 +79,55 @@ def import_pack():
         spec.loader.exec_module(module)
 
 
+def arguments(arch: str, width: int, item_size: int, feature: str, smallest: bool):
+    """(settings, tensors, numbers) of a call with the features named; tensors have no memory behind them."""
+    import torch
+    from attention_loom.kernels.triton.arguments import Numbers, Tensors
+    from attention_loom.kernels.triton.settings import settings
+    from attention_loom.kernels.triton.settings import smallest as smallest_settings
+
+    names, more = FEATURES[feature]
+    pairs = feature not in ("plain", "blocks", "blocks64", "segments")
+    s = smallest_settings(item_size) if smallest else settings(arch, width, item_size, pairs)
+    listed = "perm_q" in names
+    block_q, block_k = more.get("block_q", 128 if listed else s.block_m), more.get("block_k", 128 if listed else s.block_n)
+    s = s.within(block_q, block_k)
+    shape = {"seg0_k": (1, 1, 9, width), "seg1_k": (1, 1, 300, width)}
+    tensors = Tensors(**{name: torch.empty(shape.get(name, (1,)), device="meta") for name in names})
+    numbers: dict[str, Any] = {"block_q": block_q, "block_k": block_k} | more
+    return s, tensors, Numbers(s.block_m, s.block_n, s.warps, s.stages, blocks_q=4, blocks_k=4, **numbers)
+
+
 def compile_one(arch: str, width: int, item_size: int, feature: str, dtype: str, smallest: bool = False):
     """Compile one configuration; returns (settings, compiled kernel)."""
     import triton
     from attention_loom.kernels.triton.forward import forward_kernel
-    from attention_loom.kernels.triton.settings import padded_width, precision, settings
-    from attention_loom.kernels.triton.settings import smallest as smallest_settings
+    from attention_loom.kernels.triton.launch import constants as known
+    from attention_loom.kernels.triton.settings import precision
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    s = smallest_settings(item_size) if smallest else settings(arch, width, item_size, "LISTED" in FEATURES[feature])
-    on = FEATURES[feature]
-    constants: dict[str, Any] = {flag: flag in on for flag in FLAGS}
-    constants |= {"D": width, "BLOCK_D": padded_width(width), "BLOCK_M": s.block_m, "BLOCK_N": s.block_n}
-    constants |= {"EVEN_N": False, "UPCAST": False, "PRECISION": precision(arch)}
+    s, tensors, numbers = arguments(arch, width, item_size, feature, smallest)
+    constants: dict[str, Any] = known(tensors, numbers, width, precision(arch))
+    kinds = {name: kind for kind, names in TYPES.items() for name in names} | dict.fromkeys(OF_INPUT, f"*{dtype}")
+    there = {"q", "k", "v", "o", "lse"} | set(FEATURES[feature][0])
+    there |= {"k_mean", "v_mean"} if numbers.tail else set()
+    there |= {"part_o", "part_lse", "chunk"} if numbers.splits > 1 else set()
+    there |= {"mix_v"} if numbers.mix else set()
+    sizes = [name for name in forward_kernel.arg_names if kinds.get(name) == "fp32" or re.search(r"_s[bhn]$|_(group|n)$", name)]
+    sizes += ["n_q", "n_k", "heads", "group", "tiles_q", "rows_q", "blocks_k", "unread_bytes", "frames_q", "frames_k", "distances"]
+    sizes += ["split_from", "splits", "grid_y", "grid_x", "lo", "hi"]
     signature: dict[str, Any] = {}
     attributes: dict[Any, Any] = {}
     for index, name in enumerate(forward_kernel.arg_names):
-        flag, kind = POINTERS.get(name, (None, None))
         if name in constants:
             signature[name] = "constexpr"
-        elif flag is not None and flag not in on:
-            signature[name] = "constexpr"
-            constants[name] = None
-        elif flag is not None:
-            signature[name] = kind
-        elif name in "qkvo" or name == "lse":
-            signature[name] = "*fp32" if name == "lse" else f"*{dtype}"
+        elif name in sizes:
+            signature[name] = kinds.get(name, "i32")
+        elif name in there:
+            signature[name] = kinds.get(name, "*i32")
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
+            signature[name], constants[name] = "constexpr", None
         # What a launch would find: allocations aligned to 16 bytes, strides of whole rows divisible by 16.
         if signature[name].startswith("*") or re.fullmatch(r"[qkvo]_s[bhn]", name):
             attributes[(index,)] = [["tt.divisibility", 16]]

@@ -1,7 +1,8 @@
-"""Device code of the forward pass: dense pairs with logit rules, one program per (batch element, head, tile of queries).
+"""Device code of the forward pass: one program per (batch element, head, tile of queries, part of its keys).
 
-Online softmax after FlashAttention-2 (Dao 2023, algorithm 1), in base 2. Where tile lists are given, a program runs one loop
-per kind of tile (plain, uniform factor, mixed), so plain tiles pay nothing for the rules; see ``kernels/tiles.py``.
+Online softmax after FlashAttention-2 (Dao 2023, algorithm 1), in base 2. Where there are lists, a program runs one loop per
+kind of block (plain, uniform factor, mixed, partial: ``kernels/lists.py``), so plain blocks pay nothing for the rules. Then
+come the extra segments and the pooled tail, in the same softmax.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .element_masks import admitted_by_bits, admitted_by_position
+from .epilogue import finish_rows
 from .logit_math import (
-    distance_class_of_tile,
     distance_classes,
-    frame_class_of_tile,
     frame_classes,
     online_softmax,
+    online_softmax_of_products,
     scale_logits,
+    uniform_factor,
 )
+from .segments import read_segment, read_tail
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+NO_END = tl.constexpr(1 << 30)
 
 
 @triton.jit
@@ -29,38 +34,73 @@ def forward_kernel(
     frame_q, frame_k, frame_table, frame_factors,
     pos_q, pos_k, distance_table, distance_factors,
     label_k, allow_q,
-    columns, ends,
+    items, head_map, bounds, col, partial_ptr, partial_col, chunk,
+    perm_q, k_valid, place_q, place_k, bit_words, bit_ids,
+    seg0_k, seg0_v, seg0_bias, seg0_rows, seg1_k, seg1_v, seg1_bias, seg1_rows,
+    k_mean, v_mean, unread,
+    mix_v, mix_mean, mix_amount, mix_rows,
+    part_o, part_lse,
     q_sb, q_sh, q_sn,
     k_sb, k_sh, k_sn,
     v_sb, v_sh, v_sn,
     o_sb, o_sh, o_sn,
+    mix_sb, mix_sh, mix_sn,
     bias_sb, bias_sh, bias_sn,
-    label_sb, allow_sb, columns_sb, ends_sb, head_scale_sh,
-    heads, group, n_q, n_k, tiles_q, tiles_k,
+    label_sb, allow_sb, map_sb, map_sh, head_scale_sh,
+    seg0_sb, seg0_group, seg0_n, seg0_bias_sb, seg0_bias_sh,
+    seg1_sb, seg1_group, seg1_n, seg1_bias_sb, seg1_bias_sh,
+    heads, group, n_q, n_k, tiles_q, rows_q, blocks_k, unread_bytes,
     frames_q, frames_k, distances,
+    split_from, splits,
+    grid_y, grid_x, lo, hi, radius2, frame_scale,
     scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     LISTED: tl.constexpr, FRAMES: tl.constexpr, DISTANCE: tl.constexpr, LABELS: tl.constexpr,
+    ELEMENT: tl.constexpr, INVERTED: tl.constexpr, SPLIT: tl.constexpr,
+    Q_ORDERED: tl.constexpr, K_ORDERED: tl.constexpr, EVEN_N: tl.constexpr,
     POSITIVE_ONLY: tl.constexpr, CENTER: tl.constexpr, HEAD_SCALE: tl.constexpr, BIAS: tl.constexpr,
-    EVEN_N: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    SEG0: tl.constexpr, SEG0_BIAS: tl.constexpr, SEG0_ROWS: tl.constexpr,
+    SEG1: tl.constexpr, SEG1_BIAS: tl.constexpr, SEG1_ROWS: tl.constexpr,
+    TAIL: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
+    POSITIVE_SCALE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """q [B,H,Nq,D], k, v [B,Hk,Nk,D] by strides (last 1); o like q; lse fp32 [B,H,Nq] contiguous, natural logarithm.
 
-    Pointers of absent parts are None and their flag is false. UPCAST: compute in fp32 (the interpreter's bf16 is wrong).
+    Pointers of absent parts are None and their flag is false. Q_ORDERED: rows are gathered and stored through ``perm_q``.
+    K_ORDERED: k, v and all vectors over keys are in place order already, n_k counts places, and ``k_valid`` says how many of
+    a block are live; otherwise the first n_k places are. A list entry of BLOCK_Q x BLOCK_K is read in tiles of BLOCK_M x
+    BLOCK_N. SEG0, SEG1: keys per step of an extra segment, 0 = absent. UPCAST: compute in fp32 (the interpreter's bf16 is
+    wrong). POSITIVE_SCALE: the scale is known to be above zero.
     """
-    program = tl.program_id(0)
-    tile = program % tiles_q
+    RULES: tl.constexpr = FRAMES or DISTANCE or LABELS
+    KINDS: tl.constexpr = 3 if RULES else 1
+    PER_ROW: tl.constexpr = BLOCK_Q // BLOCK_M
+    PER_ENTRY: tl.constexpr = BLOCK_K // BLOCK_N
+
+    item = tl.program_id(0)
+    if LISTED:
+        item = tl.load(items + item)
+    per_head = split_from + (tiles_q - split_from) * splits
+    late = tl.maximum(item % per_head - split_from, 0)
+    tile = tl.minimum(item % per_head, split_from) + late // splits
+    part = late % splits
     # 64-bit from here on: batch and head offsets pass 2^31 elements at video length.
-    b = (program // tiles_q // heads).to(tl.int64)
-    h = (program // tiles_q % heads).to(tl.int64)
-    row0 = tile * BLOCK_M
-    rows = row0 + tl.arange(0, BLOCK_M)
-    live_row = rows < n_q
+    b = (item // per_head // heads).to(tl.int64)
+    h = (item // per_head % heads).to(tl.int64)
+
+    place0 = tile * BLOCK_M
+    place = place0 + tl.arange(0, BLOCK_M)
+    if Q_ORDERED:
+        token = tl.load(perm_q + place).to(tl.int64)
+        live_row = token >= 0
+    else:
+        token = place.to(tl.int64)
+        live_row = token < n_q
     dims = tl.arange(0, BLOCK_D)
     live_dim = dims < D
 
-    q_base = q + b * q_sb + h * q_sh + row0.to(tl.int64) * q_sn
-    q_tile = tl.load(q_base + tl.arange(0, BLOCK_M)[:, None] * q_sn + dims[None, :], mask=live_row[:, None] & live_dim[None, :], other=0.0)
+    q_tile = tl.load(q + b * q_sb + h * q_sh + token[:, None] * q_sn + dims[None, :], mask=live_row[:, None] & live_dim[None, :], other=0.0)
     if UPCAST:
         q_tile = q_tile.to(tl.float32)
     k_base = k + b * k_sb + (h // group) * k_sh
@@ -71,108 +111,171 @@ def forward_kernel(
     if CENTER:
         mean = tl.load(kbar + (b * (heads // group) + h // group) * D + dims, mask=live_dim, other=0.0)
         center = tl.sum(q_tile.to(tl.float32) * mean[None, :], 1) * factor_all
-    per_head = 1.0
+    per_head_scale = 1.0
     if HEAD_SCALE:
-        per_head = tl.load(head_scale + h * head_scale_sh)
+        per_head_scale = tl.load(head_scale + h * head_scale_sh)
     if FRAMES:
-        id_i = tl.load(frame_q + rows, mask=live_row, other=-1).to(tl.int32)
+        id_i = tl.load(frame_q + token, mask=live_row, other=-1).to(tl.int32)
     if DISTANCE:
-        pos_i = tl.load(pos_q + rows, mask=live_row, other=-1).to(tl.int32)
+        pos_i = tl.load(pos_q + token, mask=live_row, other=-1).to(tl.int32)
     if LABELS:
-        allow = tl.load(allow_q + b * allow_sb + rows, mask=live_row, other=0)
+        allow = tl.load(allow_q + b * allow_sb + token, mask=live_row, other=0)
+    if ELEMENT != 0 and ELEMENT != 4:
+        place_i = tl.load(place_q + place)
+    if RULES:
+        # A block's live places come first; a tile without any is not stored, whatever it reads.
+        first_token = tl.minimum(place0, n_q - 1)
+        if Q_ORDERED:
+            first_token = tl.maximum(tl.load(perm_q + place0), 0)
+
+    listed = tl.zeros([], tl.int32)
+    if LISTED:
+        list_set = tl.load(head_map + b * map_sb + h * map_sh).to(tl.int64)
+        list_row = list_set * rows_q + tile // PER_ROW
+        row_bounds = bounds + list_row * (KINDS + 1)
+        listed = tl.load(row_bounds + KINDS) - tl.load(row_bounds)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
-    # KIND is known at compile time: 0 plain, 1 uniform, 2 mixed.
-    for KIND in tl.static_range(0, 3 if LISTED else 1):
-        first = 0
-        last = tiles_k
-        if LISTED:
-            row_ends = ends + b * ends_sb + tile * 3
-            if KIND > 0:
-                first = tl.load(row_ends + KIND - 1)
-            last = tl.load(row_ends + KIND)
-            row_columns = columns + b * columns_sb + tile.to(tl.int64) * tiles_k
-        # Gathers from a class table are not worth buffering ahead: pipelined, they fill the shared memory by themselves.
-        for step in tl.range(first, last, num_stages=1 if KIND == 2 and (FRAMES or DISTANCE) else None):
-            col0 = step * BLOCK_N
+    # KIND is known at compile time: 0 plain, 1 uniform, 2 mixed, 3 partial.
+    for KIND in tl.static_range(0, 4):
+        if KIND == 0 or (KIND < 3 and RULES) or (KIND == 3 and ELEMENT != 0):
+            first = tl.zeros([], tl.int32)
+            last = tl.zeros([], tl.int32) + blocks_k
             if LISTED:
-                col0 = tl.load(row_columns + step) * BLOCK_N
-            within = tl.arange(0, BLOCK_N)
-            cols = col0 + within
-            live_col = cols < n_k
-            k_ptrs = k_base + tl.cast(col0, tl.int64) * k_sn + within[None, :] * k_sn + dims[:, None]
-            v_ptrs = v_base + tl.cast(col0, tl.int64) * v_sn + within[:, None] * v_sn + dims[None, :]
-            if EVEN_N and D == BLOCK_D:
-                k_tile = tl.load(k_ptrs)
-                v_tile = tl.load(v_ptrs)
-            else:
-                k_tile = tl.load(k_ptrs, mask=live_dim[:, None] & live_col[None, :], other=0.0)
-                v_tile = tl.load(v_ptrs, mask=live_col[:, None] & live_dim[None, :], other=0.0)
-            if UPCAST:
-                k_tile = k_tile.to(tl.float32)
-                v_tile = v_tile.to(tl.float32)
+                if KIND == 3:
+                    start = tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW)
+                    first, last = start, tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW + 1)
+                    before = listed
+                else:
+                    start = tl.load(row_bounds)
+                    first, last = tl.load(row_bounds + KIND), tl.load(row_bounds + KIND + 1)
+                    before = 0
+                if SPLIT:
+                    # This program's part of the row, which runs through the listed blocks and on through the partial ones.
+                    size = tl.where(tile >= split_from, tl.load(chunk + list_set), NO_END)
+                    first = tl.maximum(first, start + part * size - before)
+                    last = tl.minimum(last, start + (part + 1) * size - before)
+            # Gathers per pair are not worth buffering ahead: pipelined, they fill the shared memory by themselves.
+            for step in tl.range(first * PER_ENTRY, last * PER_ENTRY, num_stages=1 if KIND == 3 or (KIND == 2 and (FRAMES or DISTANCE)) else None):
+                block = step // PER_ENTRY
+                if LISTED:
+                    block = tl.load((partial_col if KIND == 3 else col) + block).to(tl.int32)
+                inner = (step % PER_ENTRY) * BLOCK_N
+                col0 = block * BLOCK_K + inner
+                within = tl.arange(0, BLOCK_N)
+                cols = col0 + within
+                live_col = inner + within < tl.load(k_valid + block) if K_ORDERED else cols < n_k
+                k_ptrs = k_base + tl.cast(col0, tl.int64) * k_sn + within[None, :] * k_sn + dims[:, None]
+                v_ptrs = v_base + tl.cast(col0, tl.int64) * v_sn + within[:, None] * v_sn + dims[None, :]
+                # Keys in place order are padded with zeros to whole blocks.
+                if (EVEN_N or K_ORDERED) and D == BLOCK_D:
+                    k_tile = tl.load(k_ptrs)
+                    v_tile = tl.load(v_ptrs)
+                else:
+                    k_tile = tl.load(k_ptrs, mask=live_dim[:, None] & live_col[None, :], other=0.0)
+                    v_tile = tl.load(v_ptrs, mask=live_col[:, None] & live_dim[None, :], other=0.0)
+                if UPCAST:
+                    k_tile = k_tile.to(tl.float32)
+                    v_tile = v_tile.to(tl.float32)
 
-            s = tl.dot(q_tile, k_tile, input_precision=PRECISION) * factor_all
-            if CENTER:
-                s -= center[:, None]
-            if HEAD_SCALE:
-                s *= per_head
-            if KIND == 1:
-                factor = 1.0
-                if FRAMES:
-                    at_i = tl.load(frame_q + row0).to(tl.int32)
-                    at_j = tl.load(frame_k + col0).to(tl.int32)
-                    factor *= tl.load(frame_factors + frame_class_of_tile(at_i, at_j, frame_table, frames_q, frames_k))
-                if DISTANCE:
-                    at_i = tl.load(pos_q + row0).to(tl.int32)
-                    at_j = tl.load(pos_k + col0).to(tl.int32)
-                    factor *= tl.load(distance_factors + distance_class_of_tile(at_i, at_j, distance_table, distances))
-                s = scale_logits(s, factor, POSITIVE_ONLY)
-            if KIND == 2:
-                if FRAMES:
-                    id_j = tl.load(frame_k + cols, mask=live_col, other=-1).to(tl.int32)
-                    frame_class = frame_classes(id_i, id_j, frame_table, frames_q, frames_k)
-                    factors = tl.load(frame_factors + frame_class, mask=frame_class != 255, other=1.0)
-                if DISTANCE:
-                    pos_j = tl.load(pos_k + cols, mask=live_col, other=-1).to(tl.int32)
-                    distance_class = distance_classes(pos_i, pos_j, distance_table, distances)
-                    by_distance = tl.load(distance_factors + distance_class, mask=distance_class != 255, other=1.0)
-                    if FRAMES:
-                        factors *= by_distance
-                    else:
-                        factors = by_distance
-                if FRAMES or DISTANCE:
-                    # The factors multiply first and the sign is tested once: order matters where a factor is negative.
-                    s = scale_logits(s, factors, POSITIVE_ONLY)
-                if FRAMES:
-                    s = tl.where(frame_class != 255, s, float("-inf"))
-                if DISTANCE:
-                    s = tl.where(distance_class != 255, s, float("-inf"))
-                if LABELS:
-                    label = tl.load(label_k + b * label_sb + cols, mask=live_col, other=0).to(tl.int64)
-                    s = tl.where(((allow[:, None] >> label[None, :]) & 1) != 0, s, float("-inf"))
-            if BIAS:
-                bias = tl.load(key_bias + b * bias_sb + h * bias_sh + cols.to(tl.int64) * bias_sn, mask=live_col, other=0.0)
-                s += bias[None, :] * LOG2E
-            if not EVEN_N:
-                # Out-of-range keys would otherwise count with logit 0.
-                s = tl.where(live_col[None, :], s, float("-inf"))
+                s = tl.dot(q_tile, k_tile, input_precision=PRECISION)
+                if KIND == 0 and POSITIVE_SCALE and not (CENTER or HEAD_SCALE or BIAS):
+                    if not EVEN_N:
+                        s = tl.where(live_col[None, :], s, float("-inf"))
+                    p, m, total, acc = online_softmax_of_products(s, factor_all, m, total, acc)
+                else:
+                    s *= factor_all
+                    if CENTER:
+                        s -= center[:, None]
+                    if HEAD_SCALE:
+                        s *= per_head_scale
+                    if KIND == 1:
+                        factor = uniform_factor(
+                            first_token, tl.minimum(col0, n_k - 1), frame_q, frame_k, frame_table, frame_factors, frames_q, frames_k,
+                            pos_q, pos_k, distance_table, distance_factors, distances, FRAMES, DISTANCE,
+                        )  # fmt: skip
+                        s = scale_logits(s, factor, POSITIVE_ONLY)
+                    if KIND >= 2:
+                        if FRAMES:
+                            id_j = tl.load(frame_k + cols, mask=live_col, other=-1).to(tl.int32)
+                            frame_class = frame_classes(id_i, id_j, frame_table, frames_q, frames_k)
+                            factors = tl.load(frame_factors + frame_class, mask=frame_class != 255, other=1.0)
+                        if DISTANCE:
+                            pos_j = tl.load(pos_k + cols, mask=live_col, other=-1).to(tl.int32)
+                            distance_class = distance_classes(pos_i, pos_j, distance_table, distances)
+                            by_distance = tl.load(distance_factors + distance_class, mask=distance_class != 255, other=1.0)
+                            if FRAMES:
+                                factors *= by_distance
+                            else:
+                                factors = by_distance
+                        if FRAMES or DISTANCE:
+                            # The factors multiply first and the sign is tested once: order matters where a factor is negative.
+                            s = scale_logits(s, factors, POSITIVE_ONLY)
+                        if FRAMES:
+                            s = tl.where(frame_class != 255, s, float("-inf"))
+                        if DISTANCE:
+                            s = tl.where(distance_class != 255, s, float("-inf"))
+                        if LABELS:
+                            label = tl.load(label_k + b * label_sb + cols, mask=live_col, other=0).to(tl.int64)
+                            s = tl.where(((allow[:, None] >> label[None, :]) & 1) != 0, s, float("-inf"))
+                    if KIND == 3:
+                        if ELEMENT == 4:
+                            mask_id = tl.load(bit_ids + step // PER_ENTRY)
+                            inside = admitted_by_bits(bit_words, mask_id, place % BLOCK_Q, inner + within, BLOCK_Q, BLOCK_K, INVERTED)
+                        else:
+                            inside = admitted_by_position(
+                                place_i, tl.load(place_k + cols), grid_y, grid_x, radius2, frame_scale, lo, hi, ELEMENT, INVERTED
+                            )  # fmt: skip
+                        s = tl.where(inside, s, float("-inf"))
+                    if BIAS:
+                        bias = tl.load(key_bias + b * bias_sb + h * bias_sh + cols.to(tl.int64) * bias_sn, mask=live_col, other=0.0)
+                        s += bias[None, :] * LOG2E
+                    if not EVEN_N:
+                        # Dead keys would otherwise count with logit 0.
+                        s = tl.where(live_col[None, :], s, float("-inf"))
+                    p, m, total, acc = online_softmax(s, m, total, acc)
+                acc += tl.dot(p.to(v_tile.dtype), v_tile, input_precision=PRECISION)
 
-            p, m, total, acc = online_softmax(s, m, total, acc)
-            acc += tl.dot(p.to(v_tile.dtype), v_tile, input_precision=PRECISION)
+    # What stands beside the main keys is read once, by the first part of a row.
+    alone = part == 0
+    if SEG0 > 0:
+        base = b * seg0_sb + (h // seg0_group) * seg0_n * D
+        m, total, acc = read_segment(
+            q_tile, factor_all, center, m, total, acc,
+            seg0_k + base, seg0_v + base, seg0_bias + b * seg0_bias_sb + h * seg0_bias_sh if SEG0_BIAS else None, seg0_rows,
+            seg0_n * alone, token, live_row, dims, live_dim, D, SEG0, SEG0_BIAS, SEG0_ROWS, UPCAST, PRECISION,
+        )  # fmt: skip
+    if SEG1 > 0:
+        base = b * seg1_sb + (h // seg1_group) * seg1_n * D
+        m, total, acc = read_segment(
+            q_tile, factor_all, center, m, total, acc,
+            seg1_k + base, seg1_v + base, seg1_bias + b * seg1_bias_sb + h * seg1_bias_sh if SEG1_BIAS else None, seg1_rows,
+            seg1_n * alone, token, live_row, dims, live_dim, D, SEG1, SEG1_BIAS, SEG1_ROWS, UPCAST, PRECISION,
+        )  # fmt: skip
+    if TAIL:
+        base = (b * (heads // group) + h // group) * blocks_k * D
+        m, total, acc = read_tail(
+            q_tile, factor_all, m, total, acc, k_mean + base, v_mean + base, k_valid, unread + list_row * unread_bytes,
+            blocks_k * alone, dims, live_dim, D, BLOCK_N, PRECISION,
+        )  # fmt: skip
 
     seen = total > 0
     divisor = tl.where(seen, total, 1.0)
     out = acc / divisor[:, None]
-    o_base = o + b * o_sb + h * o_sh + row0.to(tl.int64) * o_sn
-    tl.store(
-        o_base + tl.arange(0, BLOCK_M)[:, None] * o_sn + dims[None, :],
-        out.to(o.dtype.element_ty),
-        mask=live_row[:, None] & live_dim[None, :],
-    )
     # The centre was taken out of every logit of the row: it goes back here, or merging with other keys would be wrong.
     row_lse = tl.where(seen, m * LN2 + tl.math.log2(divisor) * LN2 + center * LN2, float("-inf"))
-    tl.store(lse + (b * heads + h) * n_q + rows, row_lse, mask=live_row)
+    if SPLIT:
+        if tile >= split_from:
+            split_rows = (tiles_q - split_from) * BLOCK_M
+            row = (b * heads + h) * splits + part
+            row = row * split_rows + (tile - split_from) * BLOCK_M + tl.arange(0, BLOCK_M)
+            tl.store(part_o + row[:, None] * D + dims[None, :], out, mask=live_dim[None, :])
+            tl.store(part_lse + row, row_lse)
+        live_row = live_row & (tile < split_from)
+    finish_rows(
+        out, row_lse, token, live_row, b, h, heads, group, n_q, dims, live_dim,
+        o, lse, o_sb, o_sh, o_sn, mix_v, mix_sb, mix_sh, mix_sn, mix_mean, mix_amount, mix_rows, D, MIX, MIX_ROWS,
+    )  # fmt: skip

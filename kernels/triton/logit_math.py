@@ -1,4 +1,4 @@
-"""Device helpers for what happens to a block of logits between the product and the softmax."""
+"""Device helpers for what happens to a tile of logits between the product and the softmax."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ def distance_classes(pos_i, pos_j, classes, length):
 
 
 @triton.jit
-def frame_class_of_tile(id_i, id_j, classes, frames_q, frames_k):
-    """The one class of a uniform tile, from its first query and first key."""
-    i = tl.minimum(tl.maximum(id_i, 0), frames_q - 1)
-    j = tl.minimum(tl.maximum(id_j, 0), frames_k - 1)
-    return tl.load(classes + i * frames_k + j, mask=(id_i >= 0) & (id_j >= 0), other=0).to(tl.int32)
-
-
-@triton.jit
-def distance_class_of_tile(pos_i, pos_j, classes, length):
-    """The one class of a uniform tile, from its first query and first key."""
-    apart = tl.minimum(tl.abs(pos_i - pos_j), length - 1)
-    return tl.load(classes + apart, mask=(pos_i >= 0) & (pos_j >= 0), other=0).to(tl.int32)
+def uniform_factor(
+    at_i, at_j, frame_q, frame_k, frame_table, frame_factors, frames_q, frames_k,
+    pos_q, pos_k, distance_table, distance_factors, distances,
+    FRAMES: tl.constexpr, DISTANCE: tl.constexpr,
+):  # fmt: skip
+    """The one factor of a uniform tile, from its first query ``at_i`` and its first key ``at_j``."""
+    factor = 1.0
+    if FRAMES:
+        i, j = tl.load(frame_q + at_i).to(tl.int32), tl.load(frame_k + at_j).to(tl.int32)
+        inside = (i >= 0) & (j >= 0)
+        i, j = tl.minimum(tl.maximum(i, 0), frames_q - 1), tl.minimum(tl.maximum(j, 0), frames_k - 1)
+        factor *= tl.load(frame_factors + tl.load(frame_table + i * frames_k + j, mask=inside, other=0).to(tl.int32))
+    if DISTANCE:
+        i, j = tl.load(pos_q + at_i).to(tl.int32), tl.load(pos_k + at_j).to(tl.int32)
+        apart = tl.minimum(tl.abs(i - j), distances - 1)
+        factor *= tl.load(distance_factors + tl.load(distance_table + apart, mask=(i >= 0) & (j >= 0), other=0).to(tl.int32))
+    return factor
 
 
 @triton.jit
@@ -56,5 +61,15 @@ def online_softmax(s, m, total, acc):
     m_new = tl.maximum(m, tl.max(s, 1))
     safe = tl.where(m_new == float("-inf"), 0.0, m_new)
     p = tl.math.exp2(s - safe[:, None])
+    shrink = tl.math.exp2(m - safe)
+    return p, m_new, total * shrink + tl.sum(p, 1), acc * shrink[:, None]
+
+
+@triton.jit
+def online_softmax_of_products(products, factor, m, total, acc):
+    """The same for logits ``factor * products``, factor > 0: scaling is one step with the subtraction, not a pass before it."""
+    m_new = tl.maximum(m, tl.max(products, 1) * factor)
+    safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.math.exp2(products * factor - safe[:, None])
     shrink = tl.math.exp2(m - safe)
     return p, m_new, total * shrink + tl.sum(p, 1), acc * shrink[:, None]

@@ -17,6 +17,11 @@ class Settings:
     warps: int
     stages: int
 
+    def within(self, block_q: int, block_k: int) -> Settings:
+        """The same with a tile that fits the blocks of a plan."""
+        warps = self.warps if block_q >= self.block_m else min(self.warps, 4)
+        return Settings(min(self.block_m, block_q), min(self.block_n, block_k), warps, self.stages)
+
 
 INTERPRETED = Settings(64, 64, 4, 1)
 

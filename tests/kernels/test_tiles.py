@@ -1,8 +1,8 @@
-"""Tile lists against a brute-force look at every pair of every tile."""
+"""Kinds of tiles against a brute-force look at every pair of every tile."""
 
 import torch
 from attention_loom.kernels import MASKED, DistanceTable, FrameTable, Labels
-from attention_loom.kernels.tiles import EMPTY, MIXED, PLAIN, UNIFORM, distance_kinds, frame_kinds, label_kinds, tile_lists
+from attention_loom.kernels.tiles import EMPTY, MIXED, PLAIN, UNIFORM, distance_kinds, frame_kinds, label_kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,35 +71,6 @@ def test_label_kinds_are_exact(problem):
     for b in range(2):
         admitted = (allow[b][:, None] >> label[b].long()[None, :]) & 1
         assert torch.equal(got[b], exact(torch.where(admitted == 1, 0, MASKED), bm, bn))
-
-
-@given(problems())
-@settings(deadline=None, max_examples=30)
-def test_lists_are_a_permutation_in_kind_order(problem):
-    g, n_q, n_k, bm, bn, _ = problem
-    ids = [torch.randint(-1, 5, (n,), generator=g).to(torch.int16).sort().values for n in (n_q, n_k)]
-    classes = torch.tensor([0, 1, MASKED])[torch.randint(0, 3, (5, 5), generator=g)].to(torch.uint8)
-    t = FrameTable(*ids, classes, torch.tensor([1.0, 0.9]))
-    lists, kinds = tile_lists(t, None, None, n_q, n_k, bm, bn), frame_kinds(t, bm, bn)
-    n_tiles = kinds.shape[-1]
-    assert torch.equal(lists.columns.long().sort(-1).values, torch.arange(n_tiles).expand_as(kinds))
-    ordered = kinds.gather(-1, lists.columns.long())
-    assert (ordered.diff(dim=-1).int() >= 0).all() or (ordered[..., 1:] >= ordered[..., :-1]).all()
-    for i, kind in enumerate((PLAIN, UNIFORM, MIXED)):
-        assert torch.equal(lists.ends[..., i].long(), (kinds <= kind).sum(-1))
-
-
-def test_derived_lists_live_as_long_as_their_part():
-    from attention_loom.kernels import tiles
-
-    ids = torch.arange(64, dtype=torch.int16) // 16
-    t = FrameTable(ids, ids, torch.zeros(4, 4, dtype=torch.uint8), torch.ones(1))
-    first = tile_lists(t, None, None, 64, 64, 16, 16)
-    assert tile_lists(t, None, None, 64, 64, 16, 16) is first
-    assert t in tiles._store
-    kept = len(tiles._store)
-    del t
-    assert len(tiles._store) == kept - 1
 
 
 def test_ultravico_at_video_size_mostly_runs_in_plain_and_uniform_tiles():

@@ -2,37 +2,36 @@
 
 import pytest
 import torch
-from attention_loom.kernels import AttentionPlan, attend
-from attention_loom.kernels.triton import launch, op, settings
-from kernel_cases import CASES, Shape, assert_close, frame_table, labels, tensors
+from attention_loom.kernels import AttentionPlan, Modulation, Window, attend, by_frame, from_bool
+from attention_loom.kernels.triton import arguments, launch, op, settings
+from kernel_cases import CASES, Shape, assert_close, frame_table, key_bias, labels, segment, tensors
+
+
+def packed(q, k, v, plan, scale=0.2):
+    """The arguments of one operator call."""
+    blocks = plan.blocks
+    s = launch.choose(q, True, False, None if blocks is None else (blocks.q.block, blocks.k.block))
+    return q, k, v, *(part.pack() for part in arguments.gather(q, k, v, plan, scale, s, True))
 
 
 def test_operator_is_well_formed():
-    q, k, v = tensors(Shape(batch=2, heads=2, n_q=17, width=32), layout="bnhd")
-    s = Shape(batch=2, n_q=17)
-    t, words = frame_table(s, per_frame=5), labels(s)
-    chosen = launch.choose(q, True, False)
-    lists = launch.lists_for(q, k, t, None, words, chosen)
-    shared = (q, k, v, 0.2)
-    numbers = [chosen.block_m, chosen.block_n, chosen.warps, chosen.stages]
+    s = Shape(batch=2, n_q=70, width=32)
+    q, k, v = tensors(s, layout="bnhd")
+    rules = AttentionPlan(modulation=Modulation(frames=frame_table(s), center_keys=True), labels=labels(s), key_bias=key_bias(s))
+    order = by_frame(70, 32, (2, 3, 5), 7)
+    some = torch.rand(2, order.blocks, order.blocks, generator=torch.Generator().manual_seed(0)) < 0.5
+    sparse = AttentionPlan(blocks=from_bool(some, order, order, partial=~some, test=Window(2.5)), extra_kv=(segment(s, q.dtype),))
     checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
-    torch.library.opcheck(op.forward, (*shared, None, None, None, [], [], [], [], False, False, numbers), test_utils=checks)
-    torch.library.opcheck(
-        op.forward,
-        (
-            *shared, k.mean(2), torch.ones(2), torch.zeros(1, 1, 17),
-            [t.ids_q, t.ids_k, t.classes, t.factors], [], [words.label_k, words.allow_q], [lists.columns, lists.ends],
-            False, True, numbers,
-        ),
-        test_utils=checks,
-    )  # fmt: skip
+    for plan in (AttentionPlan(), rules, sparse):
+        torch.library.opcheck(op.forward, packed(q, k, v, plan), test_utils=checks)
 
 
 def test_operator_traces_in_one_graph():
     q, k, v = tensors(Shape(n_q=17, width=32))
+    args = packed(q, k, v, AttentionPlan())[3:]
 
     def call(q, k, v):
-        return op.forward(q, k, v, 0.2, None, None, None, [], [], [], [], False, False, [64, 64, 4, 1])[0] * 2
+        return op.forward(q, k, v, *args)[0] * 2
 
     compiled = torch.compile(call, backend="eager", fullgraph=True)
     assert torch.equal(compiled(q, k, v), call(q, k, v))
