@@ -16,7 +16,7 @@ from ..kernels.patterns.fit import NAMES, Choice
 from . import common
 
 TAILS = ["off", "row", "centroid"]
-BLOCK_SIZES = ["auto", "128", "64", "32", "16"]
+BLOCK_SIZES = ["auto", "128", "64", "32", "16", "8", "4"]
 
 
 class LoomSparseAttention(io.ComfyNode):
@@ -53,7 +53,7 @@ class LoomSparseAttention(io.ComfyNode):
                 io.Combo.Input("tail", options=TAILS, default="off", optional=True,
                                tooltip="What becomes of blocks that are not computed. off: dropped. row: each enters as one averaged key, per query. centroid: the same per block of queries, cheaper and coarser. Gives way where another node sets rules for single tokens."),
                 io.Combo.Input("block_size", options=BLOCK_SIZES, default="auto", optional=True,
-                               tooltip="Tokens per block. auto takes 128, or 64 where that wastes less. 16 and 32 are for tiny models: no GPU kernel runs them fast."),
+                               tooltip="Tokens per block. auto takes 128, or 64 where that wastes less. Smaller ones are for tiny models: no GPU kernel runs them fast."),
                 io.Float.Input("decay", default=0.0, min=0.0, max=8.0, step=0.05, optional=True,
                                tooltip="radial: width of the band between frames (paper's decay: 1 quality, 0.5 balanced, 0.2 fast). 0 takes it from density."),
                 io.Float.Input("radius", default=0.0, min=0.0, max=512.0, step=0.5, optional=True,

@@ -29,7 +29,7 @@ from .sliding_tile import SlidingTile, compact_tile
 NAMES = ["radial", "draft", "adaspa", "sparsed", "rettention", "sla_topk", "clear", "sliding_tile"]
 """In the order users see. "dense" exists for tests and benchmarks."""
 
-DECAYS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+DECAYS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Settings of radial that are tried."""
 WINDOWS = 64
 """Windows of sliding_tile that are tried: shares of the grid in so many steps."""

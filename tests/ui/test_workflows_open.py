@@ -51,7 +51,7 @@ def test_opens_and_converts_to_the_api_file(page, name, request):
         page.screenshot(path=f"{folder}/{name}.png")
 
 
-@pytest.mark.parametrize("node", ["LoomUltraViCo", "LoomRIFLEx", "LoomReport"])
+@pytest.mark.parametrize("node", ["LoomUltraViCo", "LoomRIFLEx", "LoomSparseAttention", "LoomReport"])
 def test_a_fresh_node_can_be_added(page, node):
     page.errors.clear()
     shown = page.evaluate("id => { app.graph.clear(); const n = LiteGraph.createNode(id); app.graph.add(n); return [n.title, (n.widgets || []).length, n.inputs.length] }", node)
