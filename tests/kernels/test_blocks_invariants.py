@@ -321,3 +321,57 @@ def test_kinds_of_a_union_are_the_stronger_ones():
     a = window_plan()
     b = force(a, diagonal=True)
     assert torch.equal(union(a, b).kinds(), torch.where(torch.eye(4, dtype=torch.bool), FULL, PARTIAL)[None].to(torch.uint8))
+
+
+# --- bits follow their blocks --------------------------------------------------------------------------------------------
+
+
+def bit_plan(whole: torch.Tensor, groups: int = 2, seed: int = 0) -> tuple[BlockPlan, torch.Tensor]:
+    """(a plan whose blocks all have bits of their own but for ``whole`` [3, 3] ones, the pairs bool [G, 96, 96])."""
+    order, g = raster(96, 32), torch.Generator().manual_seed(seed)
+    pairs = torch.rand(groups, 3, 3, 32, 32, generator=g) < 0.5
+    test = Bits(*pack_bits(pairs.flatten(0, 2)))
+    every = torch.ones(groups, 3, 3, dtype=torch.bool)
+    plan = from_bool(whole.expand(groups, 3, 3), order, order, partial=every, test=test)
+    return plan, (pairs | whole[..., None, None]).transpose(2, 3).reshape(groups, 96, 96)
+
+
+NONE, DIAGONAL = torch.zeros(3, 3, dtype=torch.bool), torch.eye(3, dtype=torch.bool)
+
+
+def test_bits_stay_with_their_blocks():
+    plan, pairs = bit_plan(NONE)
+    assert torch.equal(implied(plan), pairs)
+    some, with_diagonal = bit_plan(DIAGONAL)
+    assert torch.equal(implied(some), with_diagonal)
+    assert torch.equal(implied(force(plan, diagonal=True)), with_diagonal)
+    without = from_bool(~DIAGONAL, plan.q, plan.k)
+    assert torch.equal(implied(intersect(plan, without)), pairs & token_mask(without))
+    assert torch.equal(implied(intersect(without, plan)), pairs & token_mask(without))
+
+
+def test_plans_with_different_groups_of_heads_combine_per_head():
+    a, pairs_a = bit_plan(NONE, groups=2)
+    b, pairs_b = bit_plan(DIAGONAL, groups=3, seed=1)
+    a = dataclasses.replace(a, head_map=torch.tensor([[1, 0, 1, 1]]))
+    b = dataclasses.replace(b, head_map=torch.tensor([[2, 0, 1, 2], [0, 0, 0, 1]]))
+    either = union(a, b)
+    check_blocks(either)
+    heads = either.head_map.long()
+    assert torch.equal(implied(either)[heads], pairs_a[a.head_map] | pairs_b[b.head_map])
+    one = from_bool(DIAGONAL, a.q, a.k)
+    assert torch.equal(implied(union(one, a)), token_mask(one) | pairs_a)
+    assert torch.equal(union(one, a).head_map, a.head_map)
+
+
+def test_entries_past_the_end_of_a_list_are_nobodys():
+    plan, pairs = bit_plan(DIAGONAL)
+    assert isinstance(plan.mask, Bits)
+    full, partial = (dataclasses.replace(x, col=torch.cat([x.col, torch.tensor([1, 0, 2], dtype=x.col.dtype)])) for x in (plan.full, plan.partial))
+    ids = torch.cat([plan.mask.ids, torch.tensor([0, 1, 2], dtype=torch.int32)])
+    roomy = dataclasses.replace(plan, full=full, partial=partial, mask=Bits(plan.mask.words, ids))
+    check_blocks(roomy)
+    assert torch.equal(implied(roomy), pairs)
+    assert torch.equal(implied(complement(roomy)), ~pairs)
+    assert torch.equal(implied(to_bits(complement(roomy))), ~pairs)
+    assert torch.equal(implied(union(roomy, plan)), pairs)

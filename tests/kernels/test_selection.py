@@ -7,6 +7,7 @@ import torch
 from attention_loom.kernels import raster
 from attention_loom.kernels import selection as module
 from attention_loom.kernels.blocks import EMPTY
+from attention_loom.kernels.builders import _most_entries as most_entries
 from attention_loom.kernels.builders import from_global, from_sigma, from_topk, from_topp
 from attention_loom.kernels.selection import global_mask, kth_smallest, sigma_mask, topk_mask, topp_mask
 
@@ -157,3 +158,19 @@ def test_forced_blocks_are_added():
     forced[:, 8] = True
     plan = from_topk(a_map(1, (2, 3, 9, 9)), 2, order, order, forced=forced)
     assert bool((plan.kinds()[..., 8] != EMPTY).all())
+
+
+def test_edges_of_the_settings():
+    row = torch.tensor([[0.25, 0.5, 0.25]])
+    assert topp_mask(row, 0.5).tolist() == [[False, True, False]]  # reached, not passed
+    scores = torch.randperm(100, generator=torch.Generator().manual_seed(0)).view(10, 10).float()
+    assert int(global_mask(scores, 0.29).sum()) == 72  # 0.29 * 100 is 28.999... in floating point
+    masked = torch.tensor([[1.0, -math.inf, 2.0, 3.0]])
+    assert sigma_mask(masked, -9.0).tolist() == [[True, False, True, True]]
+
+
+def test_the_room_kept_for_top_k_is_enough():
+    order = raster(70, 8)
+    for count in ([3, 1, 0], 2, 99):
+        plan = from_topk(a_map(1, (2, 3, 9, 9)), count, order, order)
+        assert int(plan.full.ptr[-1, -1]) == most_entries(torch.empty(2, 3, 9, 9), count)
