@@ -55,8 +55,12 @@ class Clear(Pattern):
 
     @property
     def window(self) -> Window:
-        """The test on pairs."""
-        return Window(self.radius, 0.0 if self.frame_radius is None else self.radius / self.frame_radius)
+        """The test on pairs.
+
+        A token exactly frame_radius frames away is outside. radius / frame_radius is seldom exact, so it is raised by more
+        than any backend rounds in fp32; no pair is moved across the border by that unless it lies within 1e-6 of it.
+        """
+        return Window(self.radius, 0.0 if self.frame_radius is None else self.radius / self.frame_radius * (1 + 2**-22))
 
     def blocks(self, s: Situation) -> BlockPlan:
         return self.plan(s.tokens, str(s.q.device))
@@ -89,8 +93,9 @@ def inside(window: Window, grid: Grid, tile: Grid) -> tuple[np.ndarray, np.ndarr
 
     Tiles are boxes of whole tokens, so the nearest and the farthest pair are corners and the answer is exact.
     """
-    near, far = zip(*(_distances(n, size) for n, size in zip(grid, tile, strict=True)), strict=True)
-    scale, limit = window.frame_scale**2, window.radius**2
+    scales = (window.frame_scale, 1.0, 1.0)
+    near, far = zip(*(_distances(n, size, scale) for n, size, scale in zip(grid, tile, scales, strict=True)), strict=True)
+    limit = window.radius**2
     tiles = math.prod(len(axis) for axis in near)
     some, whole = np.empty((tiles, tiles), bool), np.empty((tiles, tiles), bool)
     row = 0
@@ -98,19 +103,19 @@ def inside(window: Window, grid: Grid, tile: Grid) -> tuple[np.ndarray, np.ndarr
         for y in range(len(near[1])):
             rows = slice(row, row + len(near[2]))
             for out, (dt, dy, dx) in ((some, near), (whole, far)):
-                square = scale * dt[t][None, :, None, None] + dy[y][None, None, :, None] + dx[:, None, None, :]
+                square = dt[t][None, :, None, None] + dy[y][None, None, :, None] + dx[:, None, None, :]
                 out[rows] = (square < limit).reshape(len(dx), tiles)
             row = rows.stop
     return some, whole
 
 
-def _distances(tokens: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(nearest, farthest) float64 [tiles, tiles]: squared distances along one axis cut into tiles of ``size`` tokens."""
+def _distances(tokens: int, size: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """(nearest, farthest) float64 [tiles, tiles]: squared distances along an axis of ``tokens`` cut into tiles of ``size``."""
     first = np.arange(0, tokens, size, dtype=np.float64)
     last = np.minimum(first + size, tokens) - 1
     near = np.maximum(0, np.maximum(first[None, :] - last[:, None], first[:, None] - last[None, :]))
     far = np.maximum(last[None, :] - first[:, None], last[:, None] - first[None, :])
-    return near**2, far**2
+    return (scale * near) ** 2, (scale * far) ** 2
 
 
 def main() -> None:
