@@ -281,7 +281,10 @@ def _triton_available(call: Call) -> str | None:
 
 
 def _run_triton(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
-    from .triton.op import run
+    if call.needs_grad:
+        from .triton.gradients import run_with_gradient as run
+    else:
+        from .triton.op import run
 
     return run(q, k, v, plan, call.scale, tokens_first=call.tokens_first, careful=careful)
 
@@ -319,7 +322,6 @@ register(
             dtypes=HALF_AND_FULL,
             widths=(16, 256),
             devices=frozenset({"cuda", "cpu"}),
-            gradient=False,
         ),
         _run_triton,
         _triton_available,

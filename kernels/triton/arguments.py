@@ -129,14 +129,14 @@ def gather(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, s
     tensors: dict[str, Tensor | None] = {}
     numbers: dict[str, int | bool] = {}
     scalars: dict[str, float] = {}
-    tensors |= _rules(plan, k, blocks)
+    tensors |= rule_tensors(plan, k, blocks)
     if lists is not None:
         tensors |= _listed(lists, q, s)
         numbers |= {"split_from": lists.split_from * (lists.block_q // s.block_m), "splits": lists.splits}
     if blocks is not None:
         tensors |= _orders(blocks, n_k)
         if blocks.mask is not None:
-            _element(blocks, blocks.mask, tensors, numbers, scalars)
+            element_arguments(blocks, blocks.mask, tensors, numbers, scalars)
         if blocks.tail == "row":
             tensors |= {"unread": unread_bits(blocks), "k_valid": blocks.k.valid}
             numbers["tail"] = True
@@ -159,8 +159,8 @@ def gather(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, s
     )  # fmt: skip
 
 
-def _rules(plan: AttentionPlan, k: Tensor, blocks: BlockPlan | None) -> dict[str, Tensor | None]:
-    """Tables, labels and bias; vectors over keys in place order where the keys will be."""
+def rule_tensors(plan: AttentionPlan, k: Tensor, blocks: BlockPlan | None) -> dict[str, Tensor | None]:
+    """Tables, labels and bias; vectors over keys in place order where ``blocks`` is given, for keys that will be in it."""
     mod, labels, bias = plan.modulation, plan.labels, plan.key_bias
     keys = blocks.k if blocks is not None and not blocks.k.identity else None
     found: dict[str, Tensor | None] = {}
@@ -205,7 +205,7 @@ def _orders(blocks: BlockPlan, n_k: int) -> dict[str, Tensor | None]:
     }
 
 
-def _element(blocks: BlockPlan, mask: ElementMask, tensors: dict, numbers: dict, scalars: dict) -> None:
+def element_arguments(blocks: BlockPlan, mask: ElementMask, tensors: dict, numbers: dict, scalars: dict) -> None:
     """What the test of the partial blocks needs."""
     numbers["inverted"] = mask.inverted
     if isinstance(mask, Bits):

@@ -84,9 +84,14 @@ def test_an_explicit_backend_that_cannot_run_is_an_error():
         attend(q, k, v, ultravico(S), backend="sdpa")
     with pytest.raises(BackendUnavailable, match="no attention backend 'fast'; choose auto, host, triton, sdpa, chunked"):
         attend(q, k, v, AttentionPlan(), backend="fast")
-    with pytest.raises(BackendUnavailable, match="no gradient"):
-        attend(q.requires_grad_(), k, v, AttentionPlan(), backend="triton")
     assert issubclass(BackendUnavailable, ValueError)
+
+
+def test_a_backend_without_a_gradient_is_refused_where_one_is_needed():
+    q, k, v = tensors(S)
+    limits = registry.Limits(features=frozenset(), gradient=False)
+    assert limits.refuse(Call(q, k, v, AttentionPlan(), 1.0)) is None
+    assert limits.refuse(Call(q, k.requires_grad_(), v, AttentionPlan(), 1.0)) == "it has no gradient and one is needed"
 
 
 def test_limits_are_data_that_names_plan_parts():

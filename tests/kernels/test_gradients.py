@@ -78,13 +78,6 @@ def test_probes_are_differentiable():
         assert_close(f"grad {name}", a, b, 1e-5)
 
 
-def test_auto_takes_a_backend_with_a_gradient():
-    q, k, v = leaves()
-    attend(q, k, v, ultravico(S), trace=(t := Trace()))
-    assert t.backend == "chunked"
-    assert dict(t.declined)["triton"] == "it has no gradient and one is needed"
-
-
 @pytest.mark.parametrize("backend", ["host", "sdpa"])
 def test_rows_without_a_key_have_zero_gradient_not_nan(backend):
     def naive(q, k, v, mask=None):
