@@ -120,7 +120,7 @@ def _execute(b: Backend, call: Call, trace: Trace, careful: bool) -> Tensor | tu
     def core(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool) -> tuple[Tensor, Tensor | None]:
         return b.run(call, q, k, v, plan, lse, careful)
 
-    o, lse, probes = run_stages(call.q, call.k, call.v, call.plan, call.scale, core, call.return_lse, b.name)
+    o, lse, probes = run_stages(call.q, call.k, call.v, call.plan, call.scale, core, call.return_lse, b.name, frozenset() if call.needs_grad else b.limits.fused)
     trace.backend = b.name
     trace.probes.update(probes)
     if call.return_lse:

@@ -20,7 +20,7 @@ from .blocks import BlockPlan
 from .caching import with_part
 from .chunked import chunked_attend
 from .plan import AttentionPlan, Labels
-from .stages import AROUND, WITH_LSE
+from .stages import AROUND, FUSABLE, WITH_LSE
 
 MASK_BYTES = 512 * 2**20
 """Largest additive mask that is ever written out."""
@@ -73,7 +73,8 @@ class Limits:
 
     features: plan parts by their field names. modulation: details of a modulation by their field names.
     dtypes: None = any floating type. widths: least and greatest head width. devices: device types, None = any.
-    mask_bytes: greatest additive mask it may write out, None = it writes none.
+    mask_bytes: greatest additive mask it may write out, None = it writes none. fused: stages it runs in the same pass where
+    no gradient is needed (:data:`kernels.stages.FUSABLE`).
     """
 
     features: frozenset[str]
@@ -84,6 +85,7 @@ class Limits:
     gradient: bool = True
     lse: bool = True
     mask_bytes: int | None = None
+    fused: frozenset[str] = frozenset()
 
     def refuse(self, call: Call) -> str | None:
         """The first limit that ``call`` exceeds, as a sentence; None if it fits."""
@@ -266,9 +268,22 @@ def _run_host(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, 
 # --- triton --------------------------------------------------------------------------------------------------------------
 
 
+TRITON_BLOCKS = frozenset({32, 64, 128})
+"""Tokens per block; 32 is for tests."""
+
+
+def _block_sizes(call: Call) -> set[int]:
+    blocks = call.plan.blocks
+    if blocks is None:
+        return set()
+    return {blocks.q.block, blocks.k.block} if isinstance(blocks, BlockPlan) else {blocks.pattern.block}
+
+
 def _triton_available(call: Call) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if (sizes := _block_sizes(call)) - TRITON_BLOCKS:
+        return f"it reads blocks of {', '.join(map(str, sorted(TRITON_BLOCKS)))} tokens, not of {min(sizes - TRITON_BLOCKS)}"
     if call.q.device.type == "cpu":
         from .triton.launch import interpreted
 
@@ -322,6 +337,7 @@ register(
             dtypes=HALF_AND_FULL,
             widths=(16, 256),
             devices=frozenset({"cuda", "cpu"}),
+            fused=FUSABLE,
         ),
         _run_triton,
         _triton_available,

@@ -1,7 +1,8 @@
 """The stages of a plan that no kernel needs to know: they run before and after the core of a call.
 
-A backend only gives ``(o, lse)`` for the logit parts (modulation, key_bias, labels); rotation, extra segments, probes, head
-mix and row edits are the same code for all of them.
+A backend only has to give ``(o, lse)`` for the logit parts (modulation, key_bias, labels, blocks); rotation, extra segments,
+probes, head mix and row edits are the same code for all of them. A backend that can do some of it in the same pass names
+these stages (:data:`FUSABLE`) and finds them in the plan it is given.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .blocks import BlockPlan
+from .caching import with_part
 from .chunked import BUDGET, BYTES_PER_PAIR, MOST_ROWS
 from .logits import KeySet, LogitRule
 from .merge import merge
@@ -28,38 +30,62 @@ AROUND = frozenset({"rotation", "head_mix", "row_edits"})
 """Parts that run around any core, even one that is a foreign dense call."""
 WITH_LSE = frozenset({"extra_kv", "probes"})
 """Parts that run around a core that returns its log-sum-exp."""
+FUSABLE = frozenset({"extra_kv", "tail", "head_mix"})
+"""Stages a backend may take over: up to :data:`FUSED_SEGMENTS` segments, a tail read by rows, one head mix."""
+FUSED_SEGMENTS = 2
 
 
 def run_stages(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, core: Core, return_lse: bool, backend: str = "auto"
-) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """All stages in their documented order. Returns (o, lse if wanted, probes). Never writes to q, k or v."""
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, core: Core, return_lse: bool, backend: str = "auto",
+    fused: frozenset[str] = frozenset(),
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:  # fmt: skip
+    """All stages in their documented order. Returns (o, lse if wanted, probes). Never writes to q, k or v.
+
+    fused: stages of :data:`FUSABLE` that ``core`` executes itself where it finds them in its plan.
+    """
     if plan.rotation is not None:
         q, k, v = _rotated(q, k, v, plan)
     need_lse = return_lse or bool(plan.features & WITH_LSE)
-    logit_part = plan.without(*(AROUND | WITH_LSE))
+    inner, segments, mixes = _fuse(plan, fused)
 
     def with_tail(q: Tensor, k: Tensor, v: Tensor, part: AttentionPlan, lse_wanted: bool) -> tuple[Tensor, Tensor | None]:
         blocks = part.blocks
-        if not isinstance(blocks, BlockPlan) or blocks.tail == "off":
+        if not isinstance(blocks, BlockPlan) or blocks.tail == "off" or ("tail" in fused and blocks.tail == "row"):
             return core(q, k, v, part, lse_wanted)
-        o, lse = core(q, k, v, replace(part, blocks=replace(blocks, tail="off")), True)
+        # kept with the plan: lists are cached by identity
+        read = with_part(blocks, "without tail", lambda: replace(blocks, tail="off"))
+        o, lse = core(q, k, v, replace(part, blocks=read), True)
         assert lse is not None
         return merge(o, lse, *tail_attend(q, k, v, blocks, scale))
 
     if plan.blocks is None or isinstance(plan.blocks, BlockPlan):
-        o, lse = with_tail(q, k, v, logit_part, need_lse)
+        o, lse = with_tail(q, k, v, inner, need_lse)
     else:
-        o, lse = plan.blocks.run(q, k, v, logit_part.without("blocks"), scale, with_tail, need_lse, backend)
-    for segment in plan.extra_kv:
+        o, lse = plan.blocks.run(q, k, v, inner.without("blocks"), scale, with_tail, need_lse, backend)
+    for segment in segments:
         assert lse is not None
         o, lse = merge(o, lse, *_segment(q, segment, core))
     probes = read_probes(q, k, lse, plan, scale) if plan.probes and lse is not None else {}
-    for mix in plan.head_mix:
+    for mix in mixes:
         o = _mix_heads(o, v, mix)
     if plan.row_edits:
         o = _edit_rows(o, plan.row_edits)
     return o, (lse if return_lse else None), probes
+
+
+def _fuse(plan: AttentionPlan, fused: frozenset[str]) -> tuple[AttentionPlan, tuple[ExtraKV, ...], tuple[HeadMix, ...]]:
+    """(plan for the core, segments left to merge, head mixes left to do)."""
+    inner = plan.without(*(AROUND | WITH_LSE))
+    if not isinstance(plan.blocks, BlockPlan | None):
+        # A pattern may call the core several times for one result: what is not part of each of them stays outside.
+        return inner, plan.extra_kv, plan.head_mix
+    segments, mixes = plan.extra_kv, plan.head_mix
+    if "extra_kv" in fused:
+        inner, segments = replace(inner, extra_kv=segments[:FUSED_SEGMENTS]), segments[FUSED_SEGMENTS:]
+    tail_done = plan.blocks is None or plan.blocks.tail == "off" or ("tail" in fused and plan.blocks.tail == "row")
+    if "head_mix" in fused and len(mixes) == 1 and not segments and tail_done:
+        inner, mixes = replace(inner, head_mix=mixes), ()
+    return inner, segments, mixes
 
 
 def rotate(x: Tensor, delta: Tensor, freqs: Tensor, pairing: str) -> Tensor:

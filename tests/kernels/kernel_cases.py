@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from attention_loom.kernels import (
     MASKED,
     AttentionPlan,
+    Band,
     DistanceTable,
     ExtraKV,
+    Frames,
     FrameTable,
     HeadMix,
     Labels,
     Modulation,
     Rotation,
     RowEdit,
+    Window,
 )
+from block_cases import empty_rows, packed, sparse
 from torch import Tensor
 
 DEVICE = "cuda" if os.environ.get("LOOM_GPU") == "1" else "cpu"
@@ -174,7 +178,20 @@ def everything(s: Shape, dtype) -> AttentionPlan:
     )
 
 
+def blocks(s: Shape, more: AttentionPlan = AttentionPlan(), **how) -> AttentionPlan:  # noqa: B008
+    """A plan that reads random blocks, and the parts of ``more``."""
+    return replace(more, blocks=sparse(s, DEVICE, **how))
+
+
+def block_everything(s: Shape, dtype) -> AttentionPlan:
+    whole = everything(s, dtype)
+    rules = Modulation(frames=frame_table(s, masked=True, factors=[1.0, -0.5, 0.6]), distance=distance_table(s), positive_only=True, center_keys=True)
+    more = replace(whole, modulation=rules, labels=labels(s, batch=s.batch, count=2), extra_kv=(*whole.extra_kv, segment(s, dtype, length=5)))
+    return blocks(s, more, order="frame", groups=2, test=Window(2.6), density=0.8)
+
+
 half, bf16 = torch.float16, torch.bfloat16
+VIDEO = Shape(n_q=118)  # a grid of 105 tokens, 4 free ones before it and 9 behind
 CASES = [
     # stock attention: shapes, widths, layouts, types
     *(Case(f"stock-n{n}", lambda s, t: AttentionPlan(), Shape(n_q=n)) for n in (1, 63, 65, 200)),
@@ -235,6 +252,52 @@ CASES = [
     Case("edits", lambda s, t: AttentionPlan(row_edits=edits(s, t)), Shape(batch=2)),
     Case("everything", everything, Shape(2, 2, 1, 127)),
     Case("everything-bf16", everything, Shape(1, 2, 2, 127, width=40), bf16, "bnhd"),
+    # block plans: which blocks, orders, groups of heads
+    Case("blocks-all", lambda s, t: blocks(s, density=1.0)),
+    Case("blocks-diagonal", lambda s, t: blocks(s, density=0.0)),
+    Case("blocks-sparse", lambda s, t: blocks(s, density=0.1, groups=2), Shape(n_q=200)),
+    Case("blocks-dense", lambda s, t: blocks(s, density=0.9), Shape(n_q=65, width=40)),
+    Case("blocks-of-64", lambda s, t: blocks(s, block=64), Shape(n_q=200, n_k=150)),
+    Case("blocks-of-128", lambda s, t: blocks(s, block=128, density=0.6), Shape(heads=1, n_q=200, n_k=300, width=32)),
+    Case("blocks-empty-rows", lambda s, t: AttentionPlan(blocks=empty_rows(s, DEVICE)), Shape(n_q=100)),
+    Case("blocks-gqa", lambda s, t: blocks(s, groups=4), Shape(1, 4, 1, 65, 127, 32)),
+    Case("blocks-per-batch", lambda s, t: blocks(s, groups=4, per_batch=True), Shape(2, n_q=70, n_k=100, width=32), layout="bnhd"),
+    Case("blocks-frames", lambda s, t: blocks(s, order="frame"), VIDEO, layout="wide"),
+    Case("blocks-tiles", lambda s, t: blocks(s, order="tile", groups=2), VIDEO, half, "bnhd"),
+    Case("blocks-tiles-bf16", lambda s, t: blocks(s, order="tile"), VIDEO, bf16),
+    # element tests of partial blocks
+    *(
+        Case(f"blocks-{name}", lambda s, t, test=test, order=order: blocks(s, order=order, groups=2, test=test), VIDEO)
+        for name, order, test in (
+            ("window", "tile", Window(2.6)),
+            ("window-video", "tile", Window(3.1, 1.3)),
+            ("window-inverted", "frame", Window(2.6, inverted=True)),
+            ("band", "frame", Band(4)),
+            ("band-inverted", "frame", Band(4, inverted=True)),
+            ("frame-range", "tile", Frames(-1, 0)),
+        )
+    ),
+    Case("blocks-bits", lambda s, t: AttentionPlan(blocks=packed(s, DEVICE)), VIDEO),
+    Case("blocks-bits-inverted", lambda s, t: AttentionPlan(blocks=packed(s, DEVICE, order="tile", inverted=True)), VIDEO),
+    # block plans together with everything else
+    Case("blocks-bias", lambda s, t: blocks(s, AttentionPlan(key_bias=key_bias(s, heads=2)), order="tile"), VIDEO),
+    Case("blocks-bias-nothing-left", lambda s, t: blocks(s, AttentionPlan(key_bias=key_bias(s, gone=2.0)))),
+    Case("blocks-labels", lambda s, t: blocks(s, AttentionPlan(labels=labels(s, batch=2)), order="frame", groups=2), Shape(2, n_q=118, width=32)),
+    Case("blocks-labels-band", lambda s, t: blocks(s, AttentionPlan(labels=labels(s, batch=2)), order="frame", test=Band(6)), Shape(2, n_q=118, width=32)),
+    Case("blocks-ultravico", lambda s, t: blocks(s, ultravico(s, masked=True), order="tile"), VIDEO),
+    Case("blocks-frames-signed", lambda s, t: blocks(s, _mod(frames=frame_table(s, factors=[1.0, -0.5, 1.7])), order="frame", test=Window(2.6)), VIDEO),
+    Case("blocks-distance", lambda s, t: blocks(s, _mod(distance=distance_table(s, outside=9, masked=True)), order="tile"), VIDEO),
+    Case("blocks-segments", lambda s, t: blocks(s, AttentionPlan(extra_kv=(segment(s, t, rows=True), segment(s, t, length=40))), order="frame"), VIDEO),
+    Case("blocks-tail-row", lambda s, t: blocks(s, order="frame", groups=4, tail="row"), Shape(1, 4, 2, 118)),
+    Case("blocks-tail-row-fp16", lambda s, t: blocks(s, density=0.2, tail="row"), Shape(n_q=200, n_k=150), half),
+    Case("blocks-tail-centroid", lambda s, t: blocks(s, order="tile", tail="centroid"), VIDEO),
+    Case(
+        "blocks-tail-segment-mix",
+        lambda s, t: blocks(s, AttentionPlan(extra_kv=(segment(s, t),), head_mix=(mixes(s, "mean"),)), order="frame", tail="row"),
+        VIDEO,
+    ),
+    Case("blocks-mix-identity", lambda s, t: blocks(s, AttentionPlan(head_mix=(mixes(s, "identity", rows=True),)), order="tile"), VIDEO),
+    Case("blocks-everything", block_everything, Shape(2, 2, 1, 118, width=32)),
 ]
 
 

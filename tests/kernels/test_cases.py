@@ -50,7 +50,7 @@ def test_agrees_with_reference(case, name):
     assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True)), "the caller's tensors were written to"
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in CASES if c.dtype == torch.float32])
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in CASES if c.dtype == torch.float32 and "-tail-" not in c.id])
 def test_chunked_in_small_chunks(case):
     call = call_of(case)
     plan = call.plan.without("rotation", "extra_kv", "head_mix", "row_edits")
