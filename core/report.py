@@ -95,12 +95,14 @@ class Run:
             return self.state[key]
 
     def sparse(self, label: str, note: str, densities: list[torch.Tensor]) -> None:
-        """A sparse pattern ran one conditioning of one call; densities: device scalars, read when the run ends."""
+        """A sparse pattern ran one conditioning of one call; densities: of the plans it ran, device scalars that are read when
+        the run ends. A call without a plan was dense: 1.
+        """
         with self._lock:
             self.patterns.setdefault(label, Counter())[note] += 1
-            for d in densities:
-                total, n = self._densities.get((label, d.device), (0.0, 0))
-                self._densities[label, d.device] = (total + d.detach(), n + 1)
+            where = (label, densities[0].device if densities else torch.device("cpu"))
+            total, n = self._densities.get(where, (0.0, 0))
+            self._densities[where] = (total + (sum(d.detach() for d in densities) if densities else 1.0), n + 1)
 
     def timed(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` and add its time. On CUDA by events, read once at the end, so that nothing waits in between."""
@@ -193,7 +195,7 @@ class Run:
     def _pattern_line(self, label: str) -> str:
         """What a sparse pattern did; one conditioning of one call counts once."""
         notes = ", ".join(f"{n} {note}" for note, n in self.patterns[label].most_common())
-        density = f"; it computed {100 * self.density[label]:.1f}% of the pairs on average" if label in self.density else ""
+        density = f"; {100 * self.density[label]:.1f}% of the pairs computed on average" if label in self.density else ""
         return f"- pattern {label}: {notes}{density}"
 
 

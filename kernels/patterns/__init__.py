@@ -7,7 +7,6 @@ run on its own (``python -m attention_loom.kernels.patterns.radial`` draws its m
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from .base import Moment, Pattern, Situation, Tokens
@@ -25,6 +24,7 @@ _CLASSES = {
     "clear": "Clear",
     "sliding_tile": "SlidingTile",
     "dense": "Dense",
+    "random_blocks": "RandomBlocks",
 }
 """File -> class."""
 
@@ -36,8 +36,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = {}
     for file, cls in _CLASSES.items():
-        if find_spec(f"{__name__}.{file}") is not None:
-            pattern = getattr(import_module(f".{file}", __name__), cls)
-            found[pattern.name] = pattern
+        pattern = getattr(import_module(f".{file}", __name__), cls)
+        found[pattern.name] = pattern
     globals()["PATTERNS"] = found
     return found

@@ -6,6 +6,7 @@ is fitted: the largest setting whose counted density stays within the share aske
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from .. import patterns
 from ..blocks import Tail
 from ..caching import remembered
+from ..order import Grid
 from .band import FrameBand
 from .base import Pattern, Tokens
 from .clear import Clear
@@ -27,12 +29,14 @@ from .rettention import Rettention
 from .sliding_tile import SlidingTile, compact_tile
 
 NAMES = ["radial", "draft", "adaspa", "sparsed", "rettention", "sla_topk", "clear", "sliding_tile"]
-"""In the order users see. "dense" exists for tests and benchmarks."""
+"""In the order users see. "dense" and "random" exist for tests and benchmarks."""
 
 DECAYS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Settings of radial that are tried."""
-WINDOWS = 64
-"""Windows of sliding_tile that are tried: shares of the grid in so many steps."""
+NEAR = 0.8
+"""A sliding window may be this much smaller than the largest that fits, to be more even along the axes."""
+STEPS = 20
+"""Sizes of sliding windows that are tried."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def fit(choice: Choice, tokens: Tokens) -> tuple[Pattern, str]:
     if choice.name in _GEOMETRY:
         return _geometry(choice, tokens, common)
     dropped = round(min(1.0 - choice.density, 0.999), 6)
-    setting = {} if kind is Dense else {"keep": choice.density} if choice.name in ("sparsed", "sla_topk") else {"sparsity": dropped}
+    setting = {} if kind is Dense else {"keep": choice.density} if choice.name in ("sparsed", "sla_topk", "random") else {"sparsity": dropped}
     return kind(**setting, **common), ""
 
 
@@ -149,9 +153,25 @@ def _sliding(choice: Choice, tokens: Tokens, common: dict[str, Any]) -> tuple[Pa
     own = None
     if choice.window is not None:
         own = SlidingTile(window=tuple(max(1, round(w / size)) for w, size in zip(choice.window, tile, strict=True)), **common)  # type: ignore[arg-type]
-    shares = [i / WINDOWS for i in range(1, WINDOWS + 1)]
-    windows = dict.fromkeys(tuple(max(1, round(share * n)) for n in tiles) for share in shares)
-    return own, [partial(SlidingTile, window=window, **common) for window in windows]
+    return own, [partial(SlidingTile, window=window, **common) for window in _windows(tiles, choice.density)]
+
+
+def _windows(tiles: list[int], density: float) -> list[Grid]:
+    """Windows of up to the share asked for, by size: of those of nearly one size the one that is most even along the axes."""
+    every = [(w[0], w[1], w[2]) for w in itertools.product(*(range(1, n + 1) for n in tiles))]
+    share = {w: math.prod(w) / math.prod(tiles) for w in every}
+
+    def uneven(window: Grid) -> float:
+        sides = [w / n for w, n in zip(window, tiles, strict=True) if n > 1] or [1.0]
+        return max(sides) / min(sides)
+
+    found: dict[Grid, None] = {(1, 1, 1): None}
+    for step in range(1, STEPS + 1):
+        fitting = [w for w in every if share[w] <= density * step / STEPS + 1e-6]
+        most = max((share[w] for w in fitting), default=0.0)
+        if fitting:
+            found[min((w for w in fitting if share[w] >= NEAR * most), key=uneven)] = None
+    return sorted(found, key=lambda w: share[w])
 
 
 _GEOMETRY = {"radial": _radial, "sliding_tile": _sliding}

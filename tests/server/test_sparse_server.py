@@ -13,7 +13,7 @@ SPARSE = {"pattern": "draft", "density": 0.3, "start_percent": 0.2, "dense_block
 
 
 def shares(report):
-    return {label: float(share) for label, share in re.findall(r"- pattern (\S+): .*?computed ([\d.]+)%", report)}
+    return {label: float(share) for label, share in re.findall(r"- pattern (\S+): .*?([\d.]+)% of the pairs", report)}
 
 
 @pytest.mark.parametrize("pattern", NAMES)
