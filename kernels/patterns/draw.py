@@ -135,7 +135,8 @@ def _grid_panel(plan: BlockPlan, group: int, width: int) -> tuple[np.ndarray, st
     flat = torch.zeros(frames * rows * cols, dtype=torch.bool)
     flat[pos[pos >= 0]] = read[pos >= 0]
     colour = np.array([COLOURS[EMPTY], COLOURS[FULL]], np.uint8)[flat.numpy().astype(np.uint8)]
-    per_row = min(frames, max(1, (width + 6) // (3 * cols + 6)))
+    most = max(1, (width + 6) // (3 * cols + 6))
+    per_row = -(-frames // -(-frames // most))  # rows of equal length
     cell = max(2, min(12, ((width + 6) // per_row - 6) // cols))
     pictures = np.kron(colour.reshape(frames, rows, cols, 3).transpose(0, 3, 1, 2), np.ones((1, 1, cell, cell), np.uint8)).transpose(0, 2, 3, 1)
     out = np.full((-(-frames // per_row) * (rows * cell + 6) - 6, per_row * (cols * cell + 6) - 6, 3), 255, np.uint8)

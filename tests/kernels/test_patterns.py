@@ -56,6 +56,18 @@ def test_every_row_reads_something(name, tokens):
     assert_runs_like_reference(pattern, tokens)
 
 
+@pytest.mark.parametrize("name", [n for n, p in PATTERNS.items() if p.reads != "history"])
+def test_choosing_waits_for_nothing(name):
+    """On the meta device there are no values: whoever asks for one, as a wait for the GPU would, gets an error."""
+    s = call(VIDEO, batch=2)
+    s.q, s.k, s.v = (x.to("meta") for x in (s.q, s.k, s.v))
+    plan = PATTERNS[name](block=32).blocks(s)
+    assert plan.full.ptr.device.type == "meta"
+    plan.density()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        plan.full.ptr.tolist()
+
+
 @pytest.mark.parametrize("tokens", [VIDEO, NO_GRID], ids=describe)
 def test_dense_is_dense(tokens):
     s = call(tokens)
