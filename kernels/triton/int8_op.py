@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from ..logits import mean_key
 from ..order import raster
 from ..plan import AttentionPlan
 from ..quant import KEY_ROWS, MOST_LOGIT, QUERY_ROWS, Quantised, largest_logit
-from .launch import architecture, interpreted, out_like
+from .launch import architecture, interpreted, on_device, out_like
 from .settings import Settings
 
 # (warps, stages) per head width. The tile is the plan's: a scale belongs to it, so it is no launch setting.
@@ -62,7 +60,7 @@ def int8_forward(
     group = heads // k.shape[1]
     (perm_q, valid_q), (perm_k, valid_k) = order_q, order_k
     mean = mean_key(k).contiguous()
-    with _on_device(q):
+    with on_device(q):
         q_int, shift = _quantise(q, perm_q, s.block_m, mean, scale, keys=False)
         k_int, _ = _quantise(k, perm_k, s.block_n, mean, scale, keys=True)
         hot = largest_logit(q_int, k_int, scale) > MOST_LOGIT
@@ -130,10 +128,6 @@ def _leading(x: Tensor | None) -> tuple[int, int]:
     if x is None:
         return 0, 0
     return tuple(0 if x.shape[i] == 1 else x.stride(i) for i in (0, 1))  # type: ignore[return-value]
-
-
-def _on_device(x: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
 
 
 def _order(order: TokenOrder) -> list[Tensor]:
