@@ -115,9 +115,13 @@ class AdaSpa(Pattern):
         s.state["found"] = Found(Mask(words, order, order, capacity), even, kept, due)
 
     def counts(self, blocks: int) -> tuple[int, int, int]:
-        """Blocks kept per row, of ``blocks``: by most heads, by concentrated heads, by those that get what these give up."""
-        sparser, denser = (1 + self.sparsity) / 2, max(0.0, (3 * self.sparsity - 1) / 2)
-        return _count(self.sparsity, blocks), _count(sparser, blocks), _count(denser, blocks)
+        """Blocks kept per row, of ``blocks``: by most heads, by concentrated heads, by those that get what these give up.
+
+        Concentrated heads keep half of what they had. Below a sparsity of 1/3 others cannot take that much: they become dense
+        and the total stays.
+        """
+        moved = min((1 - self.sparsity) / 2, self.sparsity)
+        return tuple(_count(self.sparsity + change, blocks) for change in (0.0, moved, -moved))  # type: ignore[return-value]
 
 
 def _count(sparsity: float, blocks: int) -> int:

@@ -8,7 +8,7 @@ it missed, ``R = O_full - ratio * O_sparse``. The k-th step after it computes th
 With unchanged q, k, v that is the dense output at k = 1. A refresh costs one dense call, not two: the pattern and its
 complement are computed separately and merged. Works over any pattern of this pack.
 
-Source: Re-ttention, arXiv 2505.22918; ``specs``: Re-ttention (c). The clamp, other base patterns, the fp8 cache and
+Source: Re-ttention, arXiv 2505.22918; ``specs``: Re-ttention (c). The clamp, other base patterns, the small caches and
 the pooled tail are ours.
 """
 
@@ -62,7 +62,7 @@ class Rettention(Pattern):
 
     start: part of the run that is dense before the first refresh; every: steps between refreshes, 0 = a tenth of the run and
     at least 3. growth: what the covered share gains per step (the paper's lambda); None: 0.04 over a window, 0.02 over
-    other fixed patterns, 0 over those that choose by content. cache: precision of the residual; fp8 instead, and the pooled
+    other fixed patterns, 0 over those that choose by content. cache: precision of the residual; int8 instead, and the pooled
     tail in its place, where memory is short. layers: attention calls of the model that keep one, for that decision. tail:
     of the steps that have no residual; "off" means "row" there.
     """
@@ -170,7 +170,7 @@ class Rettention(Pattern):
         if self.cache == "off":
             return None
         free = free_memory(s.q.device)
-        wanted: tuple[Precision, ...] = (self.cache, "fp8")
+        wanted: tuple[Precision, ...] = (self.cache, "int8")
         fits = (p for p in wanted if free is None or 2 * self.layers * size(s.q.shape, p) <= MOST_MEMORY * free)
         return next(fits, None)
 
