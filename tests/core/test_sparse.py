@@ -147,3 +147,67 @@ def test_one_sparse_pattern_per_call():
     draft.sparsify("B", plan)
     with pytest.raises(ConflictError, match="A and B .* both choose which blocks are computed"):
         draft.plan()
+
+
+def two_steps(model, mask, decay=None):  # noqa: F811
+    """The pattern and the decay written down one after the other, N x N and in fp64, as another pack's override."""
+    clone = model.clone()
+    frames, per_frame = LONG, mask.shape[0] // LONG
+    f = torch.arange(frames * per_frame) // per_frame
+    far = (f[:, None] - f[None, :]).abs() > (NATIVE / 2 if decay else len(f))
+
+    def override(func, q, k, v, heads, **kwargs):
+        if k.shape[1] != len(f):
+            return func(q, k, v, heads, **kwargs)
+        q, k, v = (t.double().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        k = k - k.mean(2, keepdim=True)
+        s = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+        s = torch.where(far & (s > 0), (decay or 1.0) * s, s)
+        return (s.masked_fill(~mask, float("-inf")).softmax(-1) @ v).transpose(1, 2).flatten(2).float()
+
+    clone.model_options["transformer_options"]["optimized_attention_override"] = override
+    return clone
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("decay", [None, 0.6], ids=["alone", "with a decay"])
+def test_the_whole_model_agrees_with_brute_force(model, backend, decay):  # noqa: F811
+    from attention_loom.kernels.patterns.base import Tokens
+    from attention_loom.kernels.patterns.fit import fit
+    from attention_loom.kernels.reference import _read_pairs
+
+    choice = Choice("radial", 0.3, block=32 if backend == "triton" else 4)
+    pattern, _ = fit(choice, Tokens(LONG * 16, (LONG, 4, 4)))
+    mask = _read_pairs(pattern.plan(Tokens(LONG * 16, (LONG, 4, 4))))[0, 0]
+    assert 0.1 < mask.float().mean() < 0.9
+    ours = attach(model, SparseAttention(choice, min_tokens=0, backend=backend))
+    if decay:
+        ours = attach(ours, UltraViCo(train_frames=NATIVE, alpha=decay, backend=backend))
+    steps = {"steps": 1, "cfg": 1.0} if backend == "triton" else {}
+    got, truth, stock = sample(ours, **steps), sample(two_steps(model, mask, decay), **steps), sample(model, **steps)
+    assert (got - truth).abs().max() < 2e-4
+    assert (stock - truth).abs().max() > 20 * (got - truth).abs().max(), "the pattern must matter, or this test proves nothing"
+
+
+@pytest.mark.parametrize(("sparse_ms", "stays"), [(5.0, True), (9.9, False)])
+def test_where_sparse_is_not_faster_the_rest_of_the_run_is_dense(model, monkeypatch, sparse_ms, stays):  # noqa: F811
+    """The contest runs on a GPU only; here its clock is ours, everything else is real."""
+    from attention_loom.core.race import Race
+
+    took = iter([sparse_ms, 10.0] * 99)
+
+    def clock(work):
+        return work(), next(took)
+
+    def contest(self, call, pattern, tokens):
+        return call.run.kept(("race", tokens), lambda: Race(clock))
+
+    monkeypatch.setattr(SparseAttention, "_race", contest)
+    patched = attach(model, sparse("radial"))
+    sample(patched, steps=3)
+    run = record_of(patched).last
+    changed = run.touched[SparseAttention.owner]
+    assert changed == (12 if stays else 3), "four blocks, three steps; the third call decides"
+    said = [e.reason for e in run.entries if "measured: sparse 9.90 ms, dense 10.00 ms" in e.reason]
+    assert bool(said) is not stays
+    assert all("dense is as fast here" in reason for reason in said)
