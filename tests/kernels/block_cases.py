@@ -36,10 +36,14 @@ def chosen(groups: int, q: TokenOrder, k: TokenOrder, density: float, seed: int 
     return (torch.rand(groups, q.blocks, k.blocks, generator=_g(seed)) < density).to(q.perm.device)
 
 
-def sparse(s, device, *, order="raster", block=32, density=0.5, groups=1, test=None, share=0.6, tail="off", per_batch=False) -> BlockPlan:
-    """Random blocks; with ``test`` a share of them partial. groups > 1: a list set per head, or per batch element and head."""
+def sparse(s, device, *, order="raster", block=32, density=0.5, groups=1, test=None, share=0.6, tail="off", per_batch=False, free=False) -> BlockPlan:
+    """Random blocks; with ``test`` a share of them partial. groups > 1: a list set per head, or per batch element and head.
+
+    free: the rows of free tokens read everything.
+    """
     q, k = orders(order, s.n_q, s.keys, block, device)
     mask = chosen(groups, q, k, density)
+    mask[:, q.grid_blocks if free else q.blocks :] = True
     head_map = torch.arange(groups, dtype=torch.int32).view(s.batch if per_batch else 1, -1).to(device)
     if test is None:
         return from_bool(mask, q, k, head_map=head_map, tail=tail)
