@@ -63,8 +63,8 @@ class Rettention(Pattern):
     start: part of the run that is dense before the first refresh; every: steps between refreshes, 0 = a tenth of the run and
     at least 3. growth: what the covered share gains per step (the paper's lambda); None: 0.04 over a window, 0.02 over
     other fixed patterns, 0 over those that choose by content. cache: precision of the residual; int8 instead, and the pooled
-    tail in its place, where memory is short. layers: attention calls of the model that keep one, for that decision. tail:
-    of the steps that have no residual; "off" means "row" there.
+    tail in its place, where memory is short. layers: how many attention calls of the model keep a residual, for that
+    decision (40: a large video model). tail: of the steps that have no residual; "off" means "row" there.
     """
 
     name: ClassVar[str] = "rettention"
@@ -76,7 +76,7 @@ class Rettention(Pattern):
     every: int = 0
     growth: float | None = None
     cache: Precision | Literal["off"] = "bf16"
-    layers: int = 1
+    layers: int = 40
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < 1.0:
@@ -226,9 +226,13 @@ def _whole_lse(lse: Tensor, ratio: Tensor, known: Tensor | None) -> Tensor:
 
 
 def _merged(o_a: Tensor, lse_a: Tensor | None, o_b: Tensor, lse_b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`kernels.merge.merge` a head at a time: its fp32 temporaries would outweigh the outputs themselves."""
     assert lse_a is not None
     assert lse_b is not None
-    return merge(o_a, lse_a, o_b, lse_b)
+    o, lse = torch.empty_like(o_a), torch.empty_like(lse_a)
+    for h in range(o.shape[1]):
+        o[:, h], lse[:, h] = merge(o_a[:, h], lse_a[:, h], o_b[:, h], lse_b[:, h])
+    return o, lse
 
 
 def _of_base(s: Situation) -> Situation:

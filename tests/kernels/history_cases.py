@@ -10,6 +10,7 @@ from attention_loom.kernels import AttentionPlan, BlockPlan, attend
 from attention_loom.kernels.patterns.base import Moment, Pattern, Situation, Tokens
 from attention_loom.kernels.patterns.draw import situation
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TEXT = Tokens(4 * 8 * 8 + 20, (4, 8, 8))
 """Four frames of two blocks of 32, then 20 free tokens."""
@@ -74,3 +75,28 @@ def dense_of(s: Situation) -> Tensor:
 
 def rms(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def backends_agree(pattern: Pattern, steps: int, at: list[int], other: str = "triton") -> list[str]:
+    """Runs the steps ``at`` on the chunked backend and on ``other``, each with its own state; returns the notes."""
+    states: dict[str, dict[Any, Any]] = {"chunked": {}, other: {}}
+    notes = []
+    for step in at:
+        outs = {}
+        for backend, state in states.items():
+            s = call(Tokens(2 * 64 + 20, (2, 8, 8)), step=step, steps=steps, state=state)
+            outs[backend], _ = pattern.run(s, Core(s.scale, backend))
+        assert rms(outs[other], outs["chunked"]) < 1e-5, step
+        notes.append(s.note)
+    return notes
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises at what would wait for a device: a number read back, a size that depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "unique2", "_unique2", "unique_dim"), f"{name} waits for the device"
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert not any(i is not None and i.dtype == torch.bool for i in indices), "indexing by a mask waits for the device"
+        return func(*args, **(kwargs or {}))

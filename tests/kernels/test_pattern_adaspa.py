@@ -13,7 +13,7 @@ from attention_loom.kernels.patterns.adaspa import AdaSpa, head_levels, keep, re
 from attention_loom.kernels.patterns.base import Moment, Tokens
 from attention_loom.kernels.patterns.search import Mask, head_ranges, recall, row_shares, search, token_order
 from attention_loom.kernels.sparse import Sparse
-from history_cases import BARE, TEXT, Core, call, dense_of, play, rms
+from history_cases import BARE, TEXT, Core, NoWaiting, backends_agree, call, dense_of, play, rms
 
 
 def literal_mass(s, order):
@@ -232,6 +232,17 @@ def test_a_mask_of_a_plan_gives_the_plan_back():
     assert torch.equal(Mask.of(plan).plan().kinds(), plan.kinds())
 
 
+def test_a_search_waits_for_nothing():
+    for tokens in (TEXT, BARE):
+        s, lse = call(tokens, heads=3), torch.zeros(1, 3, tokens.count)
+        token_order(tokens, 32, "cpu")  # orders are made once, on the host
+        with NoWaiting():
+            AdaSpa(block=32).learn(s, lse)
+            s.state["found"].mask.bools()
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        lse.max().item()
+
+
 # --- schedule ----------------------------------------------------------------------------------------------------------
 
 
@@ -415,3 +426,8 @@ def test_settings_without_meaning_are_refused(settings, words):
 
 def test_the_label_says_the_settings():
     assert AdaSpa(block=64).label == "adaspa_b64_s0.80_adaptive"
+
+
+@pytest.mark.timeout(120)
+def test_the_triton_kernels_give_the_same():
+    assert backends_agree(AdaSpa(block=64, sparsity=0.5), 20, [4, 5, 12]) == ["dense: search", "sparse", "sparse: search"]

@@ -13,7 +13,7 @@ from attention_loom.kernels.patterns.search import token_order
 from attention_loom.kernels.patterns.sparsed import SparseD, agreement_of, kept
 from attention_loom.kernels.selection import topk_mask
 from attention_loom.kernels.sparse import Sparse
-from history_cases import BARE, TEXT, Core, call, dense_of, play, rms
+from history_cases import BARE, TEXT, Core, NoWaiting, backends_agree, call, dense_of, play, rms
 
 EDIT = Tokens(160 + 110, (1, 10, 16), 60)
 """A picture of five blocks of 32 between a context of 60 and one of 50 tokens: four blocks, the last one with 14."""
@@ -123,6 +123,14 @@ def test_the_bound_on_the_lists_holds():
                 assert int(mask.sum()) <= s.state["found"].capacity
 
 
+def test_a_search_waits_for_nothing():
+    for keep_context in (0, 1024):
+        s = call(EDIT, heads=3)
+        token_order(EDIT, 32, "cpu")
+        with NoWaiting():
+            SparseD(block=32, keep_context=keep_context).learn(s, None)
+
+
 # --- schedule and state ------------------------------------------------------------------------------------------------
 
 
@@ -213,3 +221,8 @@ def test_sparse_steps_run_the_mask_of_the_state():
 def test_settings_without_meaning_are_refused(settings):
     with pytest.raises(ValueError, match="sparsed"):
         SparseD(**settings)
+
+
+@pytest.mark.timeout(120)
+def test_the_triton_kernels_give_the_same():
+    assert backends_agree(SparseD(block=64, keep=0.3), 20, [5, 6]) == ["dense: search", "sparse"]
