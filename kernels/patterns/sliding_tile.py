@@ -77,8 +77,9 @@ def _reads(tiles: int, window: int) -> Tensor:
     return (index >= first[:, None]) & (index < first[:, None] + window)
 
 
+@remembered(8)
 def compact_tile(grid: Grid, block: int) -> Grid:
-    """The tile (t, h, w) with t*h*w <= block of least padded area + 0.05 log2(longest side / shortest side).
+    """The tile (t, h, w) with t*h*w <= block of least padded area + 0.1 log2(longest side / shortest side).
 
     Sides of one token count where the grid has no more along that axis: a picture has flat tiles.
     """
@@ -88,7 +89,7 @@ def compact_tile(grid: Grid, block: int) -> Grid:
             for w in range(1, min(grid[2], block // (t * h)) + 1):
                 sides = [side for side, n in zip((t, h, w), grid, strict=True) if n > 1] or [1]
                 padded = math.prod(-(-n // side) for n, side in zip(grid, (t, h, w), strict=True)) * block / math.prod(grid)
-                cost = padded + 0.05 * math.log2(max(sides) / min(sides))
+                cost = padded + 0.1 * math.log2(max(sides) / min(sides))
                 if cost < best - 1e-12:
                     best, tile = cost, (t, h, w)
     return tile
