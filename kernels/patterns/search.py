@@ -49,7 +49,7 @@ def chosen_from(order: TokenOrder) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A block mask kept as bits, 1/16 of a byte map's lists. words: see :func:`kernels.bits.pack`, [B, H, nQ, ..] or [G, nQ, ..].
+    """A block mask kept as bits, an eighth of a map of bytes. words: see :func:`kernels.bits.pack`, [B, H, nQ, ..] or [G, nQ, ..].
 
     head_map: group of each head, for words by group. capacity: the most blocks the mask can hold, known without the device.
     """
