@@ -68,7 +68,7 @@ def fit(choice: Choice, tokens: Tokens) -> tuple[Pattern, str]:
     Raises ValueError with one clear sentence where the pattern has no meaning for the tokens.
     """
     kind, block = choice.kind, choice.block or block_size(tokens)
-    common = {"block": block, "tail": choice.tail}
+    common: dict[str, Any] = {"block": block, "tail": choice.tail}
     if kind.needs_grid and tokens.grid is None:
         raise ValueError(f"the pattern {choice.name} needs a grid of tokens and this attention has none; choose adaspa, sparsed or sla_topk")
     if choice.name == "rettention":
@@ -78,9 +78,19 @@ def fit(choice: Choice, tokens: Tokens) -> tuple[Pattern, str]:
         return _clear(choice, tokens, common)
     if choice.name in _GEOMETRY:
         return _geometry(choice, tokens, common)
-    dropped = round(min(1.0 - choice.density, 0.999), 6)
-    setting = {} if kind is Dense else {"keep": choice.density} if choice.name in ("sparsed", "sla_topk", "random") else {"sparsity": dropped}
-    return kind(**setting, **common), ""
+    return kind(**_share(choice, tokens), **common), ""
+
+
+def _share(choice: Choice, tokens: Tokens) -> dict[str, Any]:
+    """The density as the selecting patterns call it."""
+    if choice.name == "dense":
+        return {}
+    if choice.name in ("draft", "adaspa"):
+        return {"sparsity": round(min(1.0 - choice.density, 0.999), 6)}
+    if choice.name == "sla_topk" and tokens.grid is not None and tokens.grid[0] > 1:
+        # it reads the first frame on top of what it selects
+        return {"keep": max(choice.density - 1 / tokens.grid[0], choice.density / 2)}
+    return {"keep": choice.density}
 
 
 def block_size(tokens: Tokens) -> int:
