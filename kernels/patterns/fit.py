@@ -23,7 +23,6 @@ from ..order import Grid
 from .band import FrameBand
 from .base import Pattern, Tokens
 from .clear import Clear
-from .dense import Dense
 from .radial import Radial
 from .rettention import Rettention
 from .sliding_tile import SlidingTile, compact_tile
