@@ -75,24 +75,34 @@ class Sizes:
         return [int(x) for x in astuple(self)]
 
 
-# Padded head width -> settings for 16-bit types. The pass over the keys holds k, v and two accumulators of a tile.
-_HALF = {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (32, 64, 8, 1)}
-_SMALL = {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 32, 4, 1), 256: (16, 32, 4, 1)}
-"""For architectures with about 100 KB of shared memory per block, and AMD's with 64 KB."""
-_FULL = {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 16, 4, 1)}
+# Padded head width -> settings for 16-bit types. The pass over the keys holds k, v and two accumulators of its tile: more
+# warps share a wide one, or its registers spill.
+_HALF = {
+    "sm_80": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
+    "sm_86": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)},
+    "gfx942": {32: (32, 64, 4, 1), 64: (32, 64, 4, 1), 128: (32, 32, 4, 1), 256: (16, 32, 4, 1)},
+}
+_FULL = {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (32, 32, 8, 1), 256: (16, 16, 4, 1)}
 _ROOMY = ("sm_80", "sm_90", "sm_100", "sm_103")
+"""More than 100 KB of shared memory per block; any other NVIDIA architecture takes the row of sm_86."""
 
 
-def backward_settings(arch: str, width: int, item_size: int, careful: bool = False) -> Settings:
-    """Tile and launch settings of both passes; by architecture, head width and bytes per element, never by the batch."""
+def backward_settings(arch: str, width: int, item_size: int, pairs: bool = False, careful: bool = False) -> Settings:
+    """Tile and launch settings of both passes; by architecture, head width and bytes per element, never by the batch.
+
+    pairs: rules look at single pairs, which takes registers: more warps share a tile. careful: what is tried last.
+    """
     if arch == "interpreted":
         return INTERPRETED
     block_d = padded_width(width)
     if item_size > 2:
-        return Settings(*_FULL[block_d])
-    if careful:
-        return Settings(16, 32, 4, 1)
-    return Settings(*(_HALF if arch in _ROOMY else _SMALL)[block_d])
+        block_m, block_n, warps, stages = _FULL[block_d]
+    elif careful:
+        block_m, block_n, warps, stages = 16, 32, 4, 1
+    else:
+        row = "gfx942" if arch.startswith("gfx") else "sm_80" if arch in _ROOMY else "sm_86"
+        block_m, block_n, warps, stages = _HALF[row][block_d]
+    return Settings(block_m, block_n, 8 if pairs and not careful else warps, stages)
 
 
 @torch.library.custom_op("attention_loom::dq", mutates_args=())
@@ -111,7 +121,7 @@ def dq_op(
         dq_kernel[(tiles * batch * heads,)](
             q, k, v, o, do, lse, dlse, dq, delta, dcenter, *given,
             *_strides(q, k, v, o, do, dq), *_rule_strides(g), heads, heads // k.shape[1], n_q, k.shape[2], tiles,
-            *_numbers(g, s, scalars), **_constants(q, g, s), DLSE=dlse is not None,
+            *_numbers(g, s, scalars), **_launched(q, g, s), DLSE=dlse is not None,
         )  # fmt: skip
     return dq, delta, dcenter
 
@@ -138,7 +148,7 @@ def dkdv_op(
         dkdv_kernel[(tiles * batch * key_heads,)](
             q, k, v, do, lse, delta, dk, dv, dbias, *given,
             *_strides(q, k, v, do, dk, dv), *_rule_strides(g), heads, heads // key_heads, q.shape[2], n_k, tiles,
-            *_numbers(g, s, scalars), **_constants(q, g, s),
+            *_numbers(g, s, scalars), **_launched(q, g, s),
         )  # fmt: skip
     return dk, dv, dbias
 
@@ -174,16 +184,19 @@ def _numbers(g: Given, s: Sizes, scalars: list[float]) -> list[float]:
     return [s.blocks_q, s.blocks_k, *frames, distances, s.grid_y, s.grid_x, radius2, frame_scale, s.lo, s.hi, scale]
 
 
-def _constants(q: Tensor, g: Given, s: Sizes) -> dict[str, object]:
-    """What the kernels know at compile time."""
+def constants(width: int, g: Given, s: Sizes, fp32_precision: str, upcast: bool) -> dict[str, object]:
+    """What both kernels know at compile time."""
     return {
-        "D": q.shape[-1], "BLOCK_D": padded_width(q.shape[-1]), "BLOCK_M": s.block_m, "BLOCK_N": s.block_n,
+        "D": width, "BLOCK_D": padded_width(width), "BLOCK_M": s.block_m, "BLOCK_N": s.block_n,
         "BLOCK_Q": s.block_q, "BLOCK_K": s.block_k, "GATHER_Q": g.perm_q is not None, "GATHER_K": g.perm_k is not None,
         "LISTED": g.bounds is not None, "KINDS": 1 if g.bounds is None else g.bounds.shape[-1] - 1,
         "ELEMENT": s.element, "INVERTED": bool(s.inverted),
         "FRAMES": g.frame_table is not None, "DISTANCE": g.distance_table is not None, "LABELS": g.label_k is not None,
         "POSITIVE_ONLY": bool(s.positive_only), "CENTER": g.kbar is not None, "HEAD_SCALE": g.head_scale is not None,
-        "BIAS": g.key_bias is not None,
-        "UPCAST": interpreted() and q.dtype == torch.bfloat16, "PRECISION": precision(architecture(q.device)),
-        "num_warps": s.warps, "num_stages": s.stages,
+        "BIAS": g.key_bias is not None, "UPCAST": upcast, "PRECISION": fp32_precision,
     }  # fmt: skip
+
+
+def _launched(q: Tensor, g: Given, s: Sizes) -> dict[str, object]:
+    upcast = interpreted() and q.dtype == torch.bfloat16
+    return constants(q.shape[-1], g, s, precision(architecture(q.device)), upcast) | {"num_warps": s.warps, "num_stages": s.stages}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import BlockPlan
-from ..lists import WorkLists, work_lists
+from ..lists import WorkLists, rule_parts, work_lists
 from ..logits import mean_key
 from ..plan import AttentionPlan
 from ..transpose import longest_first, transpose_ids, transpose_work
@@ -102,11 +102,13 @@ def arguments(q: Tensor, k: Tensor, plan: AttentionPlan, scale: float, kbar: Ten
     """(for the pass over queries, for the pass over keys, sizes, scalars)."""
     n_q, n_k, heads = q.shape[2], k.shape[2], q.shape[1]
     blocks = plan.blocks if isinstance(plan.blocks, BlockPlan) else None
-    s = backward_settings(architecture(q.device), q.shape[-1], q.element_size(), careful)
-    block_q, block_k = (blocks.q.block, blocks.k.block) if blocks is not None else (s.block_m, s.block_n)
-    blocks_q, blocks_k = -(-n_q // block_q), -(-n_k // block_k)
-    if blocks is not None:
-        blocks_q, blocks_k = blocks.q.blocks, blocks.k.blocks
+    pairs = bool(rule_parts(plan)) or (blocks is not None and blocks.mask is not None)
+    s = backward_settings(architecture(q.device), q.shape[-1], q.element_size(), pairs, careful)
+    if blocks is None:
+        block_q, block_k = s.block_m, s.block_n
+        blocks_q, blocks_k = -(-n_q // block_q), -(-n_k // block_k)
+    else:
+        block_q, block_k, blocks_q, blocks_k = blocks.q.block, blocks.k.block, blocks.q.blocks, blocks.k.blocks
     tile_q, tile_k = min(s.block_m, block_q), min(s.block_n, block_k)
 
     shared, numbers, scalars = _shared(k, plan, blocks)

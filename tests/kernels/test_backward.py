@@ -80,6 +80,7 @@ CASES = [
     # bias, labels, tables
     Case("bias", lambda s, t: AttentionPlan(key_bias=key_bias(s)), Shape(2, 2, 1, 65, 70, 32)),
     Case("bias-per-head", lambda s, t: AttentionPlan(key_bias=key_bias(s, batch=2, heads=2)), Shape(2, 2, 1, 65, 70, 32)),
+    Case("bias-large", lambda s, t: AttentionPlan(key_bias=key_bias(s) + 100), S),
     Case("bias-nothing-left", lambda s, t: AttentionPlan(key_bias=key_bias(s, gone=2.0)), S),
     Case("labels", lambda s, t: AttentionPlan(labels=labels(s, batch=2, empty_rows=True)), Shape(2, 1, 1, 130, 70, 32)),
     Case("frames", lambda s, t: mod(frames=frame_table(s, text=5, masked=True, factors=[1.0, -0.5, 1.7])), S),
@@ -201,6 +202,17 @@ def test_the_log_sum_exp_alone_has_a_gradient():
         assert_close(f"grad {name}", a, b, 1e-5)
 
 
+def test_what_arrives_for_the_log_sum_exp_of_an_empty_row_is_ignored():
+    q, k, v = (x.requires_grad_() for x in tensors(S))
+    _, lse = attend(q, k, v, AttentionPlan(labels=labels(S, empty_rows=True)), return_lse=True, backend="triton")
+    empty = lse.detach() == -math.inf
+    assert empty.any()
+    dq, dk = torch.autograd.grad(lse, (q, k), torch.where(empty, math.nan, 1.0))
+    assert dk.isfinite().all()
+    assert dq.isfinite().all()
+    assert (dq[empty] == 0).all()
+
+
 def test_unlisted_keys_have_no_gradient_and_may_hold_anything():
     order = flat(70, 32)
     mask = torch.ones(order.blocks, order.blocks, dtype=torch.bool, device=DEVICE)
@@ -237,11 +249,11 @@ def test_a_launch_that_fails_is_tried_once_more_with_the_smallest_settings(monke
 
     careful, inner = [], gradients.backward_settings
 
-    def first_fails(arch, width, size, small=False):
+    def first_fails(arch, width, size, pairs, small):
         careful.append(small)
         if not small:
             raise RuntimeError("out of resources: shared memory")
-        return inner(arch, width, size, small)
+        return inner(arch, width, size, pairs, small)
 
     want = grads(attend, AttentionPlan(), S, backend="triton")
     monkeypatch.setattr(gradients, "backward_settings", first_fails)
