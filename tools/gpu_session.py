@@ -8,6 +8,7 @@
 Needs no network, no ComfyUI and no installed pack; uses pytest for the GPU tests of the kernels if it is there. Results go to
 ``$OUT`` or ``build/gpu_session`` as they come, so a session that is cut off keeps what it has:
 
+    tuning/          launch settings, if the shipped table does not know the GPU
     checks.json      every checked number with its limit
     tests.txt        what pytest said
     <device>-<date>.json   benchmark rows, as in bench/results
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     import_pack()
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
+    if not args.dry:
+        tune(args.out)
     broken = run_checks(args.out, began + CHECKS_SHARE * args.budget, args.dry)
     failed = None if args.checks or args.dry else run_tests(args.out, TESTS_SHARE * args.budget)
     if not args.checks:
@@ -77,6 +80,18 @@ def import_pack() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["attention_loom"] = module
     spec.loader.exec_module(module)
+
+
+def tune(out: Path) -> None:
+    """Measure launch settings where the shipped table does not know this GPU."""
+    import torch
+    from attention_loom.kernels.triton.candidates import measure_missing
+    from attention_loom.kernels.triton.tuning import use_directory
+
+    use_directory(out / "tuning")
+    for width in (64, 128):
+        found = measure_missing(width, torch.bfloat16, torch.device("cuda"))
+        print(f"settings for head width {width}: {found or 'as shipped'}", flush=True)
 
 
 def run_checks(out: Path, until: float, dry: bool) -> list[str]:

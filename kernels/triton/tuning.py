@@ -56,9 +56,17 @@ def tuning_key(kernel: str, arch: str, width: int, item_size: int, block_q: int 
 
 def machine(device: torch.device | None = None) -> dict[str, str]:
     """GPU name, driver and versions: what measured settings, and benchmark results, hold for."""
-    cuda = torch.cuda.is_available() and (device is None or device.type == "cuda")
-    gpu = torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU"
-    return {"gpu": gpu, "driver": _driver() if cuda else "none", "torch": torch.__version__, "triton": _triton_version(), "pack": pack_version()}
+    gpu = gpu_name(device)
+    driver = "none" if gpu.endswith(" CPU") else _driver()
+    return {"gpu": gpu, "driver": driver, "torch": torch.__version__, "triton": _triton_version(), "pack": pack_version()}
+
+
+@cache
+def gpu_name(device: torch.device | None = None) -> str:
+    """Name of the device's model, or of the processor."""
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"
 
 
 @cache
@@ -78,6 +86,7 @@ def _driver() -> str:
     return "unknown"
 
 
+@cache
 def _triton_version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -124,7 +133,7 @@ def forget() -> None:
 
 def tuned(key: str, device: torch.device) -> Settings | None:
     """Measured settings for ``key`` on ``device``'s kind of GPU, None if there are none. The first answer stays."""
-    gpu = machine(device)["gpu"]
+    gpu = gpu_name(device)
     with _lock:
         if (gpu, key) not in _answers:
             _answers[gpu, key] = _table(device).get(key)
@@ -155,12 +164,12 @@ def _file(device: torch.device) -> Path | None:
     directory = _directory or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
     if directory is None:
         return None
-    name = re.sub(r"[^a-z0-9]+", "_", machine(device)["gpu"].lower()).strip("_")
+    name = re.sub(r"[^a-z0-9]+", "_", gpu_name(device).lower()).strip("_")
     return directory / f"attention_loom_launch_{name}.json"
 
 
 def _table(device: torch.device) -> dict[str, Settings]:
-    gpu = machine(device)["gpu"]
+    gpu = gpu_name(device)
     if gpu not in _measured:
         _measured[gpu] = _read(_file(device), device)
     return _measured[gpu]
@@ -235,7 +244,7 @@ def tune(
                 best, least = candidate, took
     if best is not None:
         with _lock:
-            _answers.pop((machine(device)["gpu"], key), None)
+            _answers.pop((gpu_name(device), key), None)
             remember(key, best, device)
     return best
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 import torch
-from attention_loom.kernels.triton import tuning
-from attention_loom.kernels.triton.settings import Settings
+from attention_loom.kernels.triton import candidates, launch, tuning
+from attention_loom.kernels.triton.settings import Settings, settings
 
 CPU = torch.device("cpu")
 A, B, C = Settings(64, 64, 4, 1), Settings(128, 64, 8, 2), Settings(64, 32, 4, 3)
@@ -177,3 +177,46 @@ def test_machine_names_versions_and_no_path():
     assert found["torch"] == torch.__version__
     assert found["pack"] == "0.1.0"
     assert "/" not in "".join(found.values())
+
+
+# --- what is tried --------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_few_and_the_best_guess_comes_first():
+    for arch in ("sm_75", "sm_130", "gfx1300", "gfx906"):
+        for width in (40, 64, 128, 256):
+            for size in (2, 4):
+                found = candidates.candidates(arch, width, size)
+                assert 4 <= len(found) <= tuning.MOST_CANDIDATES
+                assert len(set(found)) == len(found)
+                assert found[0] == settings(arch, width, size)
+
+
+def test_synthetic_data_is_small():
+    for width in (32, 64, 80, 128, 256):
+        for dtype in (torch.bfloat16, torch.float32):
+            tokens = candidates.synthetic_tokens(width, dtype.itemsize)
+            q = torch.empty(1, candidates.HEADS, tokens, width, dtype=dtype, device="meta")
+            lse = torch.empty(1, candidates.HEADS, tokens, device="meta")
+            assert tokens >= 1024
+            assert tokens % candidates.BLOCK == 0
+            assert tuning.bytes_of(q, q, q, q, lse) <= tuning.MOST_BYTES
+
+
+def test_every_candidate_is_launched_as_such(monkeypatch):
+    launched = []
+    inner = launch.choose
+
+    def choose(*args, **more):
+        launched.append(inner(*args, **more))
+        return launched[-1]
+
+    monkeypatch.setattr("attention_loom.kernels.triton.op.choose", choose)
+    monkeypatch.setattr(tuning, "MOST_SECONDS", 600.0)
+    some = [Settings(64, 64, 4, 1), Settings(32, 32, 4, 1)]
+    monkeypatch.setattr(candidates, "candidates", lambda *a: some)
+    times = iter([2.0, 1.0])
+    best = candidates.measure_missing(32, torch.float16, CPU, tokens=128, measure=lambda call: (call(), next(times))[1])
+    assert [s.block_m for s in launched] == [64, 32]
+    assert best == some[1]
+    assert candidates.measure_missing(32, torch.float16, CPU) is None, "the interpreter is in the table"
