@@ -254,9 +254,8 @@ class _Woven:
 
     def _execute(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:
         plan = draft.plan()
-        reason = "; ".join(dict.fromkeys(f"{owner}: {why}" for owner, why in draft.left))
         if plan.empty:
-            self.run.count(Entry(call.kind, False, self._host, reason=reason), call)
+            self.run.count(Entry(call.kind, False, self._host, reason="; ".join(draft.reasons)), call)
             return sig.stock(self.previous)
         try:
             bias = sig.key_bias()
@@ -271,11 +270,11 @@ class _Woven:
             plan = draft.plan()
         trace, dense, race = Trace(), sig.dense(self.previous), draft.race
 
-        def work() -> Tensor:
+        def work() -> Any:
             trace.declined.clear()
             return attend(sig.q, sig.k, sig.v, plan, scale=sig.scale, backend=backend, dense=dense, trace=trace)
 
         out = self.run.timed(work if race is None else lambda: race.run(work, lambda: sig.stock(self.previous)))
-        declined = "; ".join(dict.fromkeys([*filter(None, [reason]), *(f"{name}: {why}" for name, why in trace.declined)]))
+        declined = "; ".join(dict.fromkeys([*draft.reasons, *(f"{name}: {why}" for name, why in trace.declined)]))
         self.run.count(Entry(call.kind, True, self._host if trace.backend == "host" else trace.backend, owners, parts, declined), call)
         return sig.give(out)

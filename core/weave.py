@@ -152,6 +152,11 @@ class Draft:
         return blocks
 
     @property
+    def reasons(self) -> list[str]:
+        """What was left and why, each once."""
+        return list(dict.fromkeys(f"{owner}: {why}" for owner, why in self.left))
+
+    @property
     def _gives_way(self) -> bool:
         return bool(self.probes) and not any(isinstance(blocks, BlockPlan) for _, blocks in self.sparse)
 
