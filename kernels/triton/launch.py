@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Iterable
 from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from .arguments import Numbers, Scalars, Tensors
-from .settings import Settings, padded_width, precision, settings, smallest
+from .settings import Settings, is_shipped, padded_width, precision, settings, smallest
+from .tuning import on_trial, tuned, tuning_key
 
 
 def interpreted() -> bool:
@@ -34,13 +36,17 @@ def architecture(device: torch.device) -> str:
     return _device_arch(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def choose(q: Tensor, rules: bool, careful: bool, blocks: tuple[int, int] | None = None) -> Settings:
+def choose(q: Tensor, flags: Iterable[str], careful: bool, blocks: tuple[int, int] = (128, 128)) -> Settings:
     """Settings for q's device, head width and element size: never for its batch, so results do not depend on the batch.
 
-    blocks: (Bq, Bk) of a block plan; the tile divides them.
+    flags: of :data:`kernels.triton.settings.FLAGS`. blocks: (Bq, Bk) of a block plan; the tile divides them. Measured
+    settings count where the table has none for the GPU.
     """
-    s = smallest(q.element_size()) if careful else settings(architecture(q.device), q.shape[-1], q.element_size(), rules)
-    return s if blocks is None else s.within(*blocks)
+    arch, width, size = architecture(q.device), q.shape[-1], q.element_size()
+    s = smallest(size) if careful else on_trial()
+    if s is None and not is_shipped(arch):
+        s = tuned(tuning_key("forward", arch, padded_width(width), size, *blocks, flags), q.device)
+    return settings(arch, width, size, flags, *blocks) if s is None else s.within(*blocks)
 
 
 def out_like(q: Tensor, tokens_first: bool) -> Tensor:

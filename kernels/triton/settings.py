@@ -1,11 +1,22 @@
 """Launch settings: one table for all kernels, chosen by architecture and problem, never by measuring during a run.
 
+The key is architecture, bytes per element, head width bucket, block sizes of the plan and the flags below; never the number
+of tokens, the batch or the heads, so a result does not depend on them. Density would be part of the key (measured settings
+carry it, ``tuning.py``) where a row differed by it; no shipped one does. No row was measured: each follows from what the
+tile takes in registers and shared memory, and the ahead-of-time check holds it to that.
+
 No triton import here: the table is also read by the ahead-of-time check and by tests.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+FLAGS = ("bias", "modulation", "partial", "segments", "tail")
+"""What a call may have beside its block lists: key bias; tables or labels; an element test; extra segments; a pooled tail."""
+PER_PAIR = frozenset({"modulation", "partial"})
+"""Flags that look at single pairs, which takes registers."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +44,28 @@ _HALF = {
     "sm_90": {32: (128, 128, 8, 3), 64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)},
     "sm_100": {32: (128, 128, 8, 3), 64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)},
     "gfx942": {32: (128, 64, 4, 1), 64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)},
+    # 32 lanes and 64 KiB: a warp holds half of what one of gfx942 does.
+    "gfx1100": {32: (128, 32, 4, 1), 64: (128, 32, 4, 1), 128: (128, 32, 8, 1), 256: (64, 16, 8, 1)},
+}
+# The same where the plan's query blocks are 64 long: one warp group, keys in steps of 64, what is left of the shared memory
+# for a deeper pipeline.
+_HALF_64 = {
+    "sm_80": {32: (64, 64, 4, 3), 64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
+    "sm_86": {32: (64, 64, 4, 3), 64: (64, 64, 4, 3), 128: (64, 32, 4, 2), 256: (64, 32, 4, 1)},
+    "sm_90": {32: (64, 64, 4, 3), 64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
+    "sm_100": {32: (64, 64, 4, 3), 64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
+    "gfx942": {32: (64, 64, 4, 1), 64: (64, 64, 4, 1), 128: (64, 64, 4, 1), 256: (64, 32, 4, 1)},
+    "gfx1100": {32: (64, 32, 4, 1), 64: (64, 32, 4, 1), 128: (64, 32, 4, 1), 256: (64, 16, 8, 1)},
 }
 # fp32: twice the bytes and three products for one, so small tiles.
 _FULL = {32: (64, 64, 4, 2), 64: (64, 32, 4, 2), 128: (32, 32, 4, 1), 256: (32, 16, 4, 1)}
 
-_ALIASES = {"sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100", "sm_87": "sm_86"}
+_ALIASES = {
+    "sm_87": "sm_86", "sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100", "gfx1101": "gfx1100",
+    "gfx1102": "gfx1100", "gfx1151": "gfx1100", "gfx1200": "gfx1100", "gfx1201": "gfx1100",
+}  # fmt: skip
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100", "gfx1200")
+"""What the ahead-of-time check compiles for."""
 
 
 def padded_width(width: int) -> int:
@@ -45,23 +73,30 @@ def padded_width(width: int) -> int:
     return max(32, 1 << (width - 1).bit_length())
 
 
-def settings(arch: str, width: int, item_size: int, rules: bool = False) -> Settings:
+def is_shipped(arch: str) -> bool:
+    """Whether the table has a row of its own for ``arch``; others take that of a relative, or what was measured."""
+    return arch == "interpreted" or _ALIASES.get(arch, arch) in _HALF
+
+
+def settings(arch: str, width: int, item_size: int, flags: Iterable[str] = (), block_q: int = 128, block_k: int = 128) -> Settings:
     """Settings for an architecture ("sm_90", "gfx942", "interpreted"), a head width and bytes per element.
 
-    rules: the kernel looks at single pairs (tables, labels), which takes registers: more warps share a tile. An unknown architecture takes the row with the least shared memory of its vendor.
+    flags: of :data:`FLAGS`. block_q, block_k: block sizes of the plan, which the tile divides. An unknown architecture takes
+    the row with the least shared memory of its vendor.
     """
     if arch == "interpreted":
-        return INTERPRETED
+        return INTERPRETED.within(block_q, block_k)
     block_d = padded_width(width)
     if item_size > 2:
-        return Settings(*_FULL[block_d])
-    row = _HALF.get(_ALIASES.get(arch, arch))
-    if row is None:
-        row = _HALF["gfx942" if arch.startswith("gfx") else "sm_86"]
-    block_m, block_n, warps, stages = row[block_d]
-    if rules:
-        block_n, warps = min(block_n, 64), 8
-    return Settings(block_m, block_n, warps, stages)
+        return Settings(*_FULL[block_d]).within(block_q, block_k)
+    row = _ALIASES.get(arch, arch)
+    if row not in _HALF:
+        row = "gfx1100" if arch.startswith(("gfx10", "gfx11", "gfx12")) else "gfx942" if arch.startswith("gfx") else "sm_86"
+    s = Settings(*(_HALF if block_q > 64 else _HALF_64)[row][block_d])
+    if PER_PAIR & frozenset(flags):
+        # Factors, masks and positions of a tile of pairs: more warps share it.
+        s = replace(s, block_n=min(s.block_n, 64), warps=8 if s.block_m > 64 or block_d > 64 else s.warps)
+    return s.within(block_q, block_k) if block_q > 64 else replace(s, block_m=min(s.block_m, block_q), block_n=min(s.block_n, block_k))
 
 
 def smallest(item_size: int) -> Settings:
@@ -73,9 +108,3 @@ def precision(arch: str) -> str:
     """How fp32 products are formed. Three TF32 products (error about 1e-7) keep fp32 accuracy on NVIDIA's matrix units; plain
     fp32 products there run out of registers. TF32 alone is never used."""
     return "tf32x3" if arch.startswith("sm_") else "ieee"
-
-
-def shipped() -> dict[str, list[tuple[int, int]]]:
-    """(head width, bytes per element) combinations of the table per architecture, for the ahead-of-time check."""
-    archs = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"]
-    return {arch: [(d, size) for size in (2, 4) for d in (32, 64, 128, 256)] for arch in archs}

@@ -39,11 +39,11 @@ def chosen(groups: int, q: TokenOrder, k: TokenOrder, density: float, seed: int 
 def sparse(s, device, *, order="raster", block=32, density=0.5, groups=1, test=None, share=0.6, tail="off", per_batch=False, free=False) -> BlockPlan:
     """Random blocks; with ``test`` a share of them partial. groups > 1: a list set per head, or per batch element and head.
 
-    free: the rows of free tokens read everything.
+    free: the rows of free tokens read everything but block 1.
     """
     q, k = orders(order, s.n_q, s.keys, block, device)
     mask = chosen(groups, q, k, density)
-    mask[:, q.grid_blocks if free else q.blocks :] = True
+    mask[:, q.grid_blocks if free else q.blocks :] = torch.arange(k.blocks, device=device) != 1
     head_map = torch.arange(groups, dtype=torch.int32).view(s.batch if per_batch else 1, -1).to(device)
     if test is None:
         return from_bool(mask, q, k, head_map=head_map, tail=tail)
@@ -51,11 +51,11 @@ def sparse(s, device, *, order="raster", block=32, density=0.5, groups=1, test=N
     return from_bool(mask & ~partial, q, k, partial=partial, test=test, head_map=head_map, tail=tail)
 
 
-def packed(s, device, *, order="frame", groups=2, inverted=False) -> BlockPlan:
+def packed(s, device, *, order="frame", block=32, groups=2, inverted=False) -> BlockPlan:
     """Partial blocks by packed bits, a few masks shared by many blocks."""
-    q, k = orders(order, s.n_q, s.keys, 32, device)
+    q, k = orders(order, s.n_q, s.keys, block, device)
     partial = chosen(groups, q, k, 0.5, seed=3)
-    words = torch.randint(-(2**31), 2**31, (3, 32, 1), generator=_g(4)).to(torch.int32).to(device)
+    words = torch.randint(-(2**31), 2**31, (3, block, block // 32), generator=_g(4)).to(torch.int32).to(device)
     ids = torch.arange(int(partial.sum()), dtype=torch.int32, device=device) % 3
     return from_bool(chosen(groups, q, k, 0.3, seed=5) & ~partial, q, k, partial=partial, test=Bits(words, ids, inverted))
 

@@ -279,6 +279,7 @@ CASES = [
     ),
     Case("blocks-bits", lambda s, t: AttentionPlan(blocks=packed(s, DEVICE)), VIDEO),
     Case("blocks-bits-inverted", lambda s, t: AttentionPlan(blocks=packed(s, DEVICE, order="tile", inverted=True)), VIDEO),
+    Case("blocks-bits-of-128", lambda s, t: AttentionPlan(blocks=packed(s, DEVICE, order="raster", block=128, groups=1)), Shape(heads=1, n_q=140, width=32)),
     # block plans together with everything else
     Case("blocks-bias", lambda s, t: blocks(s, AttentionPlan(key_bias=key_bias(s, heads=2)), order="tile"), VIDEO),
     Case("blocks-bias-nothing-left", lambda s, t: blocks(s, AttentionPlan(key_bias=key_bias(s, gone=2.0)))),

@@ -10,7 +10,7 @@ from kernel_cases import CASES, Shape, assert_close, frame_table, key_bias, labe
 def packed(q, k, v, plan, scale=0.2):
     """The arguments of one operator call."""
     blocks = plan.blocks
-    s = launch.choose(q, True, False, None if blocks is None else (blocks.q.block, blocks.k.block))
+    s = launch.choose(q, op.flags_of(plan), False, (128, 128) if blocks is None else (blocks.q.block, blocks.k.block))
     return q, k, v, *(part.pack() for part in arguments.gather(q, k, v, plan, scale, s, True))
 
 
@@ -62,15 +62,31 @@ def test_smallest_settings_give_the_same_answer():
     assert_close("o", b, a, 2e-6)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "sm_999", "gfx1201"])
-def test_settings_exist_for_every_width_and_type(arch):
+@pytest.mark.parametrize("arch", [*settings.ARCHITECTURES, "interpreted", "sm_999", "gfx90a", "gfx1250"])
+def test_settings_exist_for_every_width_type_and_block(arch):
     for width in (16, 40, 64, 72, 80, 96, 128, 160, 192, 256):
         for item_size in (2, 4):
-            for rules in (False, True):
-                s = settings.settings(arch, width, item_size, rules)
-                assert s.block_n >= 16, "tl.dot needs 16 columns on a GPU"
-                assert s.block_m & (s.block_m - 1) == 0
-    assert settings.padded_width(72) == 128
+            for flags in ((), ("bias",), ("partial", "tail")):
+                for block_q in (32, 64, 128):
+                    for block_k in (32, 64, 128):
+                        s = settings.settings(arch, width, item_size, flags, block_q, block_k)
+                        assert s.block_n >= 16, "tl.dot needs 16 columns on a GPU"
+                        assert block_q % s.block_m == 0
+                        assert block_k % s.block_n == 0
+                        assert s.block_m < 128 or s.warps >= 4
+    assert settings.is_shipped(arch) == (arch not in ("sm_999", "gfx90a", "gfx1250"))
+
+
+def test_measured_settings_count_where_the_table_has_none(monkeypatch):
+    q = torch.zeros(1, 1, 8, 40, dtype=torch.float16)
+    asked = []
+    monkeypatch.setattr(launch, "tuned", lambda key, device: (asked.append(key), settings.Settings(128, 128, 8, 3))[1])
+    assert launch.choose(q, [], False) == settings.INTERPRETED
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_130")
+    assert launch.choose(q, ["tail"], False, (64, 128)) == settings.Settings(64, 128, 4, 3)
+    assert asked == ["forward sm_130 d64 b2 64x128 tail r1"]
+    monkeypatch.setattr(launch, "tuned", lambda key, device: None)
+    assert launch.choose(q, [], False) == settings.settings("sm_86", 40, 2)
 
 
 def test_a_key_tile_far_into_a_strided_buffer_is_read_from_the_right_place():
