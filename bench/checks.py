@@ -119,8 +119,8 @@ def numerics(size: Size, device: str, dtype: torch.dtype, width: int) -> Iterato
     for name, plan in plans(size, device).items():
         q, k, v = (x.requires_grad_() for x in tensors(size, device, dtype, width))
         o, lse = ours(q, k, v, plan)
-        exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-        want, want_lse = reference_attend(*exact, AttentionPlan(blocks=plan), return_lse=True)
+        eq, ek, ev = exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+        want, want_lse = reference_attend(eq, ek, ev, AttentionPlan(blocks=plan), return_lse=True)
         yield Finding(f"{name}: output", _relative(o, want), allowed.output)
         yield Finding(f"{name}: worst output over rms", _worst(o, want), allowed.worst)
         yield Finding(f"{name}: log-sum-exp", float((lse - want_lse).detach().abs().max()), allowed.lse)
@@ -158,8 +158,8 @@ def layouts(size: Size, device: str) -> Iterator[Finding]:
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(2)).to(dtype).to(device)
 
     def run(plan: BlockPlan, *xs: Tensor) -> list[Tensor]:
-        leaves = [x.detach().requires_grad_() for x in xs[:3]]
-        o, lse = ours(*leaves, plan)
+        lq, lk, lv = leaves = [x.detach().requires_grad_() for x in xs[:3]]
+        o, lse = ours(lq, lk, lv, plan)
         return [o.detach(), lse.detach(), *torch.autograd.grad(o, leaves, xs[3])]
 
     whole = run(plan, q, k, v, upstream)
