@@ -109,8 +109,8 @@ def mass(kernel: str, arch: str, width: int, item_size: int, feature: str, caref
 def cases(args: argparse.Namespace) -> list[tuple[str, str, int, int, str, str, bool]]:
     """(kernel, arch, width, bytes per element, feature set, dtype, smallest settings) to build."""
     if not args.all and not args.target:
-        short = [("sm_80", 128, "window"), ("sm_90", 128, "blocks"), ("sm_120", 64, "bias"), ("gfx942", 64, "blocks")]
-        return [(kernel, arch, width, 2, feature, "bf16", False) for arch, width, feature in short for kernel in ("dq", "dkdv")]
+        short = [("sm_80", "dq", "window"), ("sm_90", "dkdv", "bits"), ("gfx942", "dkdv", "blocks"), ("sm_120", "mass", "blocks")]
+        return [(kernel, arch, 128, 2, feature, "bf16", False) for arch, kernel, feature in short]
     rows: list[tuple[str, str, int, int, str, str, bool]] = []
     for arch in args.target or SHARED_LIMIT:
         for width in (32, 64, 128, 256):

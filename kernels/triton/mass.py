@@ -98,11 +98,15 @@ def mass_kernel(
         tl.store(out_base + block, mass.to(out.dtype.element_ty))
 
 
+# Padded head width -> (BLOCK_M, BLOCK_N, warps, stages): one table, as all of it fits the 64 KB of the smallest GPUs.
+_HALF = {32: (128, 64, 4, 2), 64: (128, 64, 4, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 1)}
+_FULL = {32: (64, 32, 4, 1), 64: (64, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 32, 4, 1)}
+
+
 def mass_tile(block_q: int, block_k: int, width: int, item_size: int) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, warps, stages): tiles that divide the blocks and fit the shared memory of every GPU supported."""
-    wide = padded_width(width) * item_size
-    most = 128 if wide <= 256 else 64 if wide <= 512 else 32
-    return min(block_q, most), min(block_k, 64, most), 8 if wide >= 256 and most >= 64 else 4, 2 if wide <= 512 else 1
+    """(BLOCK_M, BLOCK_N, warps, stages); tiles divide the blocks."""
+    block_m, block_n, warps, stages = (_FULL if item_size > 2 else _HALF)[padded_width(width)]
+    return min(block_q, block_m), min(block_k, block_n), warps, stages
 
 
 @torch.library.custom_op("attention_loom::block_mass", mutates_args=())

@@ -1,7 +1,12 @@
 """Gradients of the Triton path against autograd through the fp64 reference, for every part of a plan it executes."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import attention_loom.kernels as kernels
 import pytest
 import torch
 from attention_loom.kernels import (
@@ -273,3 +278,14 @@ def test_operators_are_well_formed():
     checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
     torch.library.opcheck(backward.dq_op, (q, k, v, o, o, lse, None, queries.pack(), sizes.pack(), scalars), test_utils=checks)
     torch.library.opcheck(backward.dkdv_op, (q, k, v, o, lse, lse, keys.pack(), sizes.pack(), scalars), test_utils=checks)
+
+
+@pytest.mark.timeout(240)
+def test_the_passes_compile_for_real_gpus():
+    """A short selection; ``python tools/aot_backward.py --all`` does every configuration."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    tool = Path(kernels.__file__).parent.parent / "tools" / "aot_backward.py"
+    done = subprocess.run([sys.executable, str(tool), "--no-resources"], capture_output=True, text=True, env=env, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wgmma" in done.stdout
+    assert "v_mfma" in done.stdout
