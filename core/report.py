@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .call import AttentionCall
 
 KEEP_RUNS = 4
+LITTLE = 0.9
+"""Share of the attention a searched pattern should hold (AdaSpa)."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Run:
     peak_mb: float | None = None
     attention_ms: float | None = None
     patterns: dict[str, Counter[str]] = field(default_factory=dict)
-    density: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
     state: dict[Any, Any] = field(default_factory=dict, repr=False)
-    _densities: dict[tuple[str, torch.device], tuple[Any, int]] = field(default_factory=dict, repr=False)
+    _sums: dict[tuple[str, str, str], tuple[Any, int]] = field(default_factory=dict, repr=False)
     _events: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     _seconds: float = field(default=0.0, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -94,15 +96,17 @@ class Run:
                 self.state[key] = make()
             return self.state[key]
 
-    def sparse(self, label: str, note: str, densities: list[torch.Tensor]) -> None:
-        """A sparse pattern ran one conditioning of one call; densities: of the plans it ran, device scalars that are read when
-        the run ends. A call without a plan was dense: 1.
+    def sparse(self, label: str, note: str, densities: list[torch.Tensor], facts: dict[str, torch.Tensor] | None = None) -> None:
+        """A sparse pattern ran one conditioning of one call. densities: of the plans it ran, device scalars that are read when
+        the run ends; a call without a plan was dense: 1. facts: other numbers of the pattern by name, likewise.
         """
         with self._lock:
             self.patterns.setdefault(label, Counter())[note] += 1
-            where = (label, densities[0].device if densities else torch.device("cpu"))
-            total, n = self._densities.get(where, (0.0, 0))
-            self._densities[where] = (total + (sum(d.detach() for d in densities) if densities else 1.0), n + 1)
+            found: dict[str, Any] = {"density": sum(d.detach() for d in densities) if densities else 1.0, **(facts or {})}
+            for name, value in found.items():
+                where = (label, name, str(value.device) if isinstance(value, torch.Tensor) else "")
+                total, n = self._sums.get(where, (0.0, 0))
+                self._sums[where] = (total + value, n + 1)
 
     def timed(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` and add its time. On CUDA by events, read once at the end, so that nothing waits in between."""
@@ -128,14 +132,18 @@ class Run:
             self._seconds += sum(a.elapsed_time(b) for a, b in self._events) / 1000
             self._events.clear()
         self.attention_ms = 1000 * self._seconds
-        for label in self.patterns:
-            sums = [(float(total), n) for (name, _), (total, n) in self._densities.items() if name == label]
-            if sums:
-                self.density[label] = sum(total for total, _ in sums) / sum(n for _, n in sums)
-        self._densities.clear()
+        for label, name in {key[:2] for key in self._sums}:
+            sums = [(float(total), n) for (*key, _), (total, n) in self._sums.items() if key == [label, name]]
+            self.facts.setdefault(label, {})[name] = sum(total for total, _ in sums) / sum(n for _, n in sums)
+        self._sums.clear()
         if self.device.startswith("cuda"):
             self.peak_mb = torch.cuda.max_memory_allocated() / 2**20
         self.state.clear()
+
+    @property
+    def density(self) -> dict[str, float]:
+        """Share of the pairs computed by each pattern, its dense calls included."""
+        return {label: facts["density"] for label, facts in self.facts.items()}
 
     @property
     def touched(self) -> dict[str, int]:
@@ -164,7 +172,7 @@ class Run:
             "peak_mb": self.peak_mb,
             "touched": self.touched,
             "warnings": self.warnings,
-            "patterns": {label: {"density": self.density.get(label), "calls": dict(notes)} for label, notes in self.patterns.items()},
+            "patterns": {label: self.facts.get(label, {}) | {"calls": dict(notes)} for label, notes in self.patterns.items()},
             "calls": [
                 {"kind": e.kind, "planned": e.planned, "backend": e.backend, "methods": list(e.owners), "parts": list(e.parts), "reason": e.reason, "count": n}
                 for e, n in sorted(self.entries.items(), key=lambda item: (item[0].kind, not item[0].planned, -item[1]))
@@ -195,8 +203,16 @@ class Run:
     def _pattern_line(self, label: str) -> str:
         """What a sparse pattern did; one conditioning of one call counts once."""
         notes = ", ".join(f"{n} {note}" for note, n in self.patterns[label].most_common())
-        density = f"; {100 * self.density[label]:.1f}% of the pairs computed on average" if label in self.density else ""
-        return f"- pattern {label}: {notes}{density}"
+        facts = self.facts.get(label, {})
+        line = f"- pattern {label}: {notes}"
+        if "density" in facts:
+            line += f"; {100 * facts['density']:.1f}% of the pairs computed on average"
+        if "recall" in facts:
+            line += f"; the blocks it found held {100 * facts['recall']:.0f}% of the attention"
+            line += ", which is little: raise the density" if facts["recall"] < LITTLE else ""
+        if "overlap" in facts:
+            line += f"; late in the run {100 * facts['overlap']:.0f}% of its blocks were still the best"
+        return line
 
 
 class Record:

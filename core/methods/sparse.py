@@ -91,7 +91,7 @@ class SparseAttention(Method):
             if race is not None:
                 race.note = s.note
             if call.run is not None:
-                call.run.sparse(pattern.label, s.note, s.densities)
+                call.run.sparse(pattern.label, s.note, s.densities, s.facts)
 
         draft.prefer(self.owner, self.backend)
         draft.sparsify(self.owner, Sparse(pattern, tokens, Moment(call.progress, call.steps), parts(call, pattern), heard))

@@ -113,6 +113,7 @@ class AdaSpa(Pattern):
         kept = None if lse is None or last else lse.detach().to(torch.float16 if self.lse == "fp16" else torch.float32)
         capacity = _capacity(order, counts, s.q.shape[0], s.q.shape[1], self.adaptive)
         s.state["found"] = Found(Mask(words, order, order, capacity), even, kept, due)
+        s.facts["recall"] = even.mean()
 
     def counts(self, blocks: int) -> tuple[int, int, int]:
         """Blocks kept per row, of ``blocks``: by most heads, by concentrated heads, by those that get what these give up.

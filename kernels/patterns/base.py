@@ -68,7 +68,8 @@ class Situation:
 
     q [b,H,N,D], k, v [b,Hk,N,D]; plan: logit parts of the call without blocks; scale: on the logits; lse: whether the caller
     wants the log-sum-exp. state: what this (conditioning, block, shape) remembers. note: collects what was done, for the
-    report: "sparse", "dense: search", ... ; densities: device scalars of the plans run.
+    report: "sparse", "dense: search", ... ; densities: device scalars of the plans run; facts: other numbers worth reporting
+    by name ("recall", "overlap"), device scalars.
     """
 
     tokens: Tokens
@@ -83,6 +84,7 @@ class Situation:
     backend: str = "auto"
     note: str = ""
     densities: list[Tensor] = field(default_factory=list)
+    facts: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

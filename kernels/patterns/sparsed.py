@@ -73,7 +73,7 @@ class SparseD(Pattern):
         if s.moment.steps and position(s.moment) <= last_dense + NEAR:
             return dense(s, core, "warm-up")  # the sampler asks again at the step of the search
         if self.meter and "agreement" not in state and s.moment.progress >= METER:
-            state["agreement"] = overlap(state["found"].bools(), self._find(s, None).bools())
+            s.facts["overlap"] = state["agreement"] = overlap(state["found"].bools(), self._find(s, None).bools())
         return self.sparse(s, core, self.blocks(s))
 
     def search_step(self, steps: int) -> float:

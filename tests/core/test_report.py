@@ -1,6 +1,8 @@
 """Counting, closing and drawing a run."""
 
-from attention_loom.core.report import Entry, Record
+import pytest
+import torch
+from attention_loom.core.report import Entry, Record, Run
 from attention_loom.core.report_picture import draw
 
 from .test_weave import a_call
@@ -55,3 +57,16 @@ def test_the_picture_shows_every_outcome():
     colours = {colour for _, colour in picture.getcolors(1 << 20)}
     assert (214, 218, 226) in colours, "stock"
     assert len([c for c in colours if max(c) - min(c) > 60]) >= 1, "a method's own colour"
+
+
+def test_a_patterns_numbers_are_means_over_its_calls():
+    run = Run("Wan", ("Sparse Attention",), "cpu")
+    run.sparse("radial_b128", "sparse", [torch.tensor(0.25)])
+    run.sparse("radial_b128", "sparse", [torch.tensor(0.35)])
+    run.sparse("adaspa_b128", "dense: search", [], {"recall": torch.tensor(0.7)})
+    run.sparse("adaspa_b128", "sparse", [torch.tensor(0.2)])
+    run.close(False)
+    assert run.density == {"radial_b128": pytest.approx(0.3), "adaspa_b128": pytest.approx(0.6)}, "a dense call counts whole"
+    assert "- pattern radial_b128: 2 sparse; 30.0% of the pairs computed on average\n" in run.text()
+    assert "adaspa_b128: 1 dense: search, 1 sparse; 60.0% of the pairs computed on average; the blocks it found held 70% of the attention, which is little" in run.text()
+    assert run.as_dict()["patterns"]["adaspa_b128"]["calls"] == {"dense: search": 1, "sparse": 1}
