@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
-from ..kernels.attend import attend
-from ..kernels.backends import backends
+from ..kernels import flex
 from ..kernels.blocks import TokenOrder
+from ..kernels.flex_mods import placed
 from ..kernels.plan import AttentionPlan
 from .impls import Call, Case, Impl, Unfit, importable
 from .masks import Mask
@@ -69,19 +70,27 @@ def _no_text(case: Case) -> None:
 # --- FlexAttention --------------------------------------------------------------------------------------------------------
 
 
+def _flex_function() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
 def _flex_missing() -> str | None:
-    return None if any(b.name == "flex" for b in backends()) else "not importable: this torch has no FlexAttention backend registered"
+    return None if flex.present() else "not importable: this PyTorch has no FlexAttention"
 
 
 def _flex(case: Case) -> Call:
-    plan = AttentionPlan(blocks=_mask(case).plan)
-
-    def call() -> Tensor:
-        out = attend(case.q, case.k, case.v, plan, backend="flex")
-        assert isinstance(out, Tensor)
-        return out
-
-    return call
+    """Compiled, with its own choice of tiles: our fallback backend asks for small ones that fit every GPU."""
+    plan = _mask(case).plan
+    rule = flex.block_mask(AttentionPlan(blocks=plan), 1, case.shape.heads)
+    attention = _flex_function()
+    if case.q.device.type == "cuda":
+        # One compilation for each mask; past the limit it would silently run uncompiled.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
+        attention = torch.compile(attention, dynamic=False)
+    back = (lambda x: x) if plan.q.identity else (lambda x: x.index_select(2, plan.q.inverse.long()))
+    return lambda: back(attention(placed(case.q, plan.q, 2), placed(case.k, plan.k, 2), placed(case.v, plan.k, 2), block_mask=rule))
 
 
 # --- FlashInfer -----------------------------------------------------------------------------------------------------------
