@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..kernels.triton.tuning import use_directory
 from .report import LoomReport
 from .riflex import LoomRIFLEx
 from .sparse import LoomSparseAttention
 from .ultravico import LoomUltraViCo
+
+
+def _keep_tuning_with_the_user() -> None:
+    """Launch settings measured on this machine live in the host's user directory, beside its other settings."""
+    from pathlib import Path
+
+    import folder_paths
+
+    use_directory(Path(folder_paths.get_user_directory()) / "attention_loom")
 
 
 class AttentionLoom(ComfyExtension):
@@ -15,4 +25,5 @@ class AttentionLoom(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order of the menu."""
+        _keep_tuning_with_the_user()
         return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomReport]

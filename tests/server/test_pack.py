@@ -25,7 +25,7 @@ def test_import_takes_no_time_and_nothing_heavy():
 
 def test_core_and_kernels_import_without_triton_and_without_the_host():
     loaded = in_fresh_python(
-        "import sys, attention_loom.kernels, attention_loom.core.weave, attention_loom.core.methods.ultravico, attention_loom.core.methods.riflex\n"
+        "import sys, attention_loom.kernels, attention_loom.core.weave, attention_loom.core.methods.ultravico, attention_loom.core.methods.riflex, attention_loom.core.methods.sparse, attention_loom.kernels.patterns.fit\n"
         "print([m for m in ('triton', 'comfy', 'comfy_api') if m in sys.modules])"
     )
     assert loaded == "[]"
