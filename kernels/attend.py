@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .backends import Backend, BackendUnavailable, Call, backends
 from .check import check_call
+from .debug import FoundInDebugMode, check_plan, check_values, debugging
 from .plan import AttentionPlan
 from .quant import INT8_QK
 from .stages import run_stages
@@ -55,6 +56,9 @@ def attend(
     ('triton', [('host', 'the caller passed no dense attention')])
     """
     check_call(q, k, v, plan, scale)
+    if debugging():
+        check_values(q, k, v)
+        check_plan(plan.blocks)
     if plan.probes and trace is None:
         raise ValueError("plan.probes has nowhere to go: pass trace=Trace() to receive it")
     trace = Trace() if trace is None else trace
@@ -92,8 +96,8 @@ def _run_auto(call: Call, trace: Trace, quant: str) -> Tensor | tuple[Tensor, Te
         if reason is None:
             try:
                 return _execute_with_retry(b, call, trace)
-            except torch.OutOfMemoryError:
-                raise  # the next backend needs no less memory, and the host knows what to free
+            except _NOT_ITS_FAULT:
+                raise
             except Exception as error:  # whatever a compiler or driver throws: the reason is kept and shown
                 reason = f"it failed: {_first_line(error)}"
                 _remember_failure(b, call, reason)
@@ -101,11 +105,15 @@ def _run_auto(call: Call, trace: Trace, quant: str) -> Tensor | tuple[Tensor, Te
     raise BackendUnavailable("no attention backend can run this call: " + "; ".join(f"{n}: {r}" for n, r in trace.declined))
 
 
+# The next backend needs no less memory, and the host knows what to free; a wrong value is wrong for all of them.
+_NOT_ITS_FAULT = (torch.OutOfMemoryError, FoundInDebugMode)
+
+
 def _execute_with_retry(b: Backend, call: Call, trace: Trace) -> Tensor | tuple[Tensor, Tensor]:
     careful = _is_fragile(b, call)
     try:
         return _execute(b, call, trace, careful)
-    except torch.OutOfMemoryError:
+    except _NOT_ITS_FAULT:
         raise
     except Exception:
         if careful:
@@ -117,7 +125,11 @@ def _execute_with_retry(b: Backend, call: Call, trace: Trace) -> Tensor | tuple[
 
 
 def _execute(b: Backend, call: Call, trace: Trace, careful: bool) -> Tensor | tuple[Tensor, Tensor]:
+    call = b.recast(call)
+
     def core(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool) -> tuple[Tensor, Tensor | None]:
+        if debugging() and plan.blocks is not call.plan.blocks:
+            check_plan(plan.blocks)  # chosen during the call
         return b.run(call, q, k, v, plan, lse, careful)
 
     o, lse, probes = run_stages(call.q, call.k, call.v, call.plan, call.scale, core, call.return_lse, b.name, frozenset() if call.needs_grad else b.limits.fused)

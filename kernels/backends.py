@@ -10,16 +10,16 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from .block_mask import admitted
+from . import flex, kitchen
+from .additive import additive_mask
 from .blocks import BlockPlan
-from .caching import with_part
 from .chunked import chunked_attend
-from .plan import AttentionPlan, Labels
+from .plan import AttentionPlan
 from .stages import AROUND, FUSABLE, WITH_LSE
 
 MASK_BYTES = 512 * 2**20
@@ -117,7 +117,10 @@ Runner = Callable[[Call, Tensor, Tensor, Tensor, AttentionPlan, bool, bool], tup
 
 @dataclass(frozen=True)
 class Backend:
-    """name; priority, lower is tried first by "auto"; may_fail: a failing run is retried once, then the next one is taken."""
+    """name; priority, lower is tried first by "auto"; may_fail: a failing run is retried once, then the next one is taken.
+
+    recast: the call this backend makes of the one it is given, where it stands in for another.
+    """
 
     name: str
     priority: int
@@ -125,10 +128,11 @@ class Backend:
     run: Runner
     available: Callable[[Call], str | None] = field(default=lambda call: None)
     may_fail: bool = False
+    recast: Callable[[Call], Call] = field(default=lambda call: call)
 
     def refuse(self, call: Call) -> str | None:
         """Why this backend cannot execute ``call``; None if it can."""
-        return self.limits.refuse(call) or self.available(call)
+        return self.limits.refuse(self.recast(call)) or self.available(call)
 
 
 _registry: dict[str, Backend] = {}
@@ -155,6 +159,19 @@ def modulation_details(plan: AttentionPlan) -> frozenset[str]:
     return frozenset(f.name for f in fields(mod) if getattr(mod, f.name) is not None and getattr(mod, f.name) is not False)
 
 
+OLD_GPU = "GPUs below compute capability 8.0 have no matrix units it can use"
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether a GPU holds ``x``, of either make."""
+    return x.device.type == "cuda"
+
+
+def old_gpu(x: Tensor) -> bool:
+    """Whether it is one that our kernels, and compiled ones, do not fit."""
+    return on_gpu(x) and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0)
+
+
 def sparse_details(plan: AttentionPlan) -> tuple[bool, bool]:
     """(the blocks need the log-sum-exp, they merely stand in for dense attention)."""
     if plan.blocks is None:
@@ -179,47 +196,7 @@ def mask_size(call: Call) -> int:
     return batch * heads * call.q.shape[2] * call.k.shape[2] * call.q.element_size()
 
 
-# --- additive masks, for backends that know no other rule ----------------------------------------------------------------
-
-
-def additive_mask(plan: AttentionPlan, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """(mask [B|1,H|1,Nq|1,Nk], live [B|1,H|1,Nq|1,1]) of key_bias, labels and blocks; (None, None) if there is neither.
-
-    A row without any key gets an all-zero mask, which no softmax turns into NaN, and live = False: its output is dropped.
-    """
-    mask = None if plan.key_bias is None else plan.key_bias.to(dtype)[:, :, None, :]
-    if plan.labels is not None:
-        admitted = _admitted(plan.labels)
-        mask = torch.zeros((), dtype=dtype, device=admitted.device) if mask is None else mask
-        mask = mask.masked_fill(~admitted[:, None], -math.inf)
-    if isinstance(plan.blocks, BlockPlan):
-        read = _read_pairs(plan.blocks)
-        mask = torch.zeros((), dtype=dtype, device=read.device) if mask is None else mask
-        mask = mask.masked_fill(~read, -math.inf)
-    if mask is None:
-        return None, None
-    live = mask.detach().amax(-1, keepdim=True) > -math.inf
-    return mask.masked_fill(~live, 0.0), live
-
-
-def _admitted(labels: Labels) -> Tensor:
-    """bool [B|1, Nq, Nk], one byte per pair at the peak: allow bits are spread per label, then looked up per key."""
-    bits = torch.arange(labels.count, device=labels.allow_q.device)
-    allowed = ((labels.allow_q[..., None] >> bits) & 1).bool()
-    batch = max(allowed.shape[0], labels.label_k.shape[0])
-    allowed, label_k = allowed.expand(batch, -1, -1), labels.label_k.long().expand(batch, -1)
-    return torch.stack([a.index_select(1, label) for a, label in zip(allowed, label_k, strict=True)])
-
-
-def _read_pairs(blocks: BlockPlan) -> Tensor:
-    """bool [B|1, H|1, Nq, Nk]: pairs in listed blocks that pass the element test. Kept with the plan: steps share it."""
-
-    def make() -> Tensor:
-        rows, keys = (torch.arange(side.tokens, device=side.perm.device) for side in (blocks.q, blocks.k))
-        per_group = torch.stack([admitted(blocks, g, rows, keys) for g in range(blocks.groups)])
-        return per_group[blocks.head_map.long()]
-
-    return with_part(blocks, "pairs", make)
+# --- host: the dense attention the user chose ----------------------------------------------------------------------------
 
 
 def _scaled_query(call: Call, q: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
@@ -232,9 +209,6 @@ def _scaled_query(call: Call, q: Tensor, plan: AttentionPlan, scale: float) -> T
 
 def _keep_live(o: Tensor, live: Tensor | None) -> Tensor:
     return o if live is None else torch.where(live, o, 0.0)
-
-
-# --- host: the dense attention the user chose ----------------------------------------------------------------------------
 
 
 def takes_mask(dense: Callable[..., Tensor]) -> bool:
@@ -265,6 +239,24 @@ def _run_host(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, 
     return _keep_live(o, live), None
 
 
+# --- dense: the same in place of a sparse pattern --------------------------------------------------------------------------
+
+
+def _without_blocks(call: Call) -> Call:
+    """The call that a pattern standing in for dense attention stands in for; any other as it is."""
+    return replace(call, plan=call.plan.without("blocks")) if sparse_details(call.plan)[1] else call
+
+
+def _dense_available(call: Call) -> str | None:
+    if call.plan.blocks is None:
+        return "it is taken in place of sparse patterns only"
+    if not sparse_details(call.plan)[1]:
+        return "the mask of this plan is its meaning, and dense attention would be another result"
+    if not call.explicit and not on_gpu(call.q):
+        return "on a CPU the pattern is run as it is"
+    return _host_available(call)
+
+
 # --- triton --------------------------------------------------------------------------------------------------------------
 
 
@@ -290,9 +282,7 @@ def _triton_available(call: Call) -> str | None:
         if not interpreted():
             return "it needs a GPU"
         return None if call.explicit else "its interpreter is slow and runs only when asked for by name"
-    if torch.version.hip is None and torch.cuda.get_device_capability(call.q.device) < (8, 0):
-        return "GPUs below compute capability 8.0 have no matrix units it can use"
-    return None
+    return OLD_GPU if old_gpu(call.q) else None
 
 
 def _run_triton(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
@@ -304,7 +294,32 @@ def _run_triton(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan
     return run(q, k, v, plan, call.scale, tokens_first=call.tokens_first, careful=careful)
 
 
+# --- flex ----------------------------------------------------------------------------------------------------------------
+
+
+def _flex_available(call: Call) -> str | None:
+    return OLD_GPU if old_gpu(call.q) else flex.available(call)
+
+
+def _run_flex(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
+    return flex.run(call, q, k, v, plan, careful)
+
+
+# --- kitchen: the host's own sparse kernels --------------------------------------------------------------------------------
+
+
+def _run_kitchen(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, None]:
+    assert isinstance(plan.blocks, BlockPlan)
+    return kitchen.run(call, q, k, v, plan.blocks), None
+
+
 # --- sdpa and chunked ----------------------------------------------------------------------------------------------------
+
+
+def _sdpa_available(call: Call) -> str | None:
+    if old_gpu(call.q) and not call.explicit and call.dense is not None and sparse_details(call.plan)[1]:
+        return "on GPUs below compute capability 8.0 a mask costs more than it saves"
+    return None
 
 
 def _run_sdpa(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, None]:
@@ -318,11 +333,13 @@ def _run_chunked(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPla
     return chunked_attend(q, k, v, plan, call.scale, tokens_first=call.tokens_first)
 
 
+HOST_LIMITS = Limits(features=AROUND | {"modulation", "key_bias"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES)
+
 register(
     Backend(
         "host",
         0,
-        Limits(features=AROUND | {"modulation", "key_bias"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
+        HOST_LIMITS,
         _run_host,
         _host_available,
     )
@@ -346,12 +363,41 @@ register(
 )
 register(
     Backend(
+        "kitchen",
+        15,
+        Limits(features=AROUND | {"blocks"}, dtypes=HALF_AND_FULL, devices=frozenset({"cuda", "cpu"}), gradient=False, lse=False),
+        _run_kitchen,
+        kitchen.available,
+        may_fail=True,
+    )
+)
+register(
+    Backend(
+        "flex",
+        20,
+        Limits(
+            features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels", "blocks"},
+            modulation=EVERY_LOGIT_DETAIL,
+            dtypes=HALF_AND_FULL,
+            widths=(16, 256),
+            devices=frozenset({"cuda", "cpu"}),
+            gradient=False,
+        ),
+        _run_flex,
+        _flex_available,
+        may_fail=True,
+    )
+)
+register(
+    Backend(
         "sdpa",
         30,
         Limits(features=AROUND | {"modulation", "key_bias", "labels", "blocks"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
         _run_sdpa,
+        _sdpa_available,
     )
 )
+register(Backend("dense", 35, replace(HOST_LIMITS, features=HOST_LIMITS.features | {"blocks"}), _run_host, _dense_available, recast=_without_blocks))
 register(
     Backend(
         "chunked",

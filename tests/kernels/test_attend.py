@@ -61,6 +61,8 @@ def test_auto_says_who_declined_and_why():
     assert declined == {
         "host": "the dense attention of the caller takes no mask",
         "triton": "its interpreter is slow and runs only when asked for by name",
+        "kitchen": "it cannot execute key_bias",
+        "flex": "on a CPU it is slow and runs only when asked for by name",
     }
     backend, declined = chosen(ultravico(S), dense=sdpa)
     assert backend == "chunked"
@@ -82,7 +84,7 @@ def test_an_explicit_backend_that_cannot_run_is_an_error():
     q, k, v = tensors(S)
     with pytest.raises(BackendUnavailable, match="'sdpa' cannot run this call: it cannot execute modulation with"):
         attend(q, k, v, ultravico(S), backend="sdpa")
-    with pytest.raises(BackendUnavailable, match="no attention backend 'fast'; choose auto, host, triton, sdpa, chunked"):
+    with pytest.raises(BackendUnavailable, match="no attention backend 'fast'; choose auto, host, triton, kitchen, flex, sdpa, dense, chunked"):
         attend(q, k, v, AttentionPlan(), backend="fast")
     assert issubclass(BackendUnavailable, ValueError)
 

@@ -22,11 +22,15 @@ def supported() -> list:
     return list(_supported())
 
 
+# flex is slow without a compiler and kitchen takes few plans: test_flex.py, test_kitchen.py; dense is another result on purpose
+OTHERS = {"flex", "kitchen", "dense"}
+
+
 def _supported():
     for case in CASES:
         call = call_of(case)
         for backend in backends():
-            if backend.refuse(call) is None:
+            if backend.name not in OTHERS and backend.refuse(call) is None:
                 yield pytest.param(case, backend.name, id=f"{case.id}-{backend.name}")
 
 
@@ -73,5 +77,7 @@ def test_scale_is_honoured_by_every_backend():
     call = call_of(case)
     want = reference_attend(call.q, call.k, call.v, call.plan, scale=0.3)
     for b in backends():
+        if b.refuse(call) is not None:
+            continue
         got = attend(call.q, call.k, call.v, call.plan, scale=0.3, backend=b.name, dense=plain_dense)
         assert_close(b.name, got, want, 5e-6)
