@@ -68,7 +68,7 @@ def compile_one(kernel: str, arch: str, width: int, item_size: int, feature: str
         if signature[name].startswith("*") or re.fullmatch(r"(d?[qkvo]|do)_s[bhn]", name):
             attributes[(index,)] = [["tt.divisibility", 16]]
     amd = arch.startswith("gfx")
-    target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    target = GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     options = {"num_warps": settings[2], "num_stages": settings[3]}
     return settings, triton.compile(ASTSource(function, signature, constants, attributes), target=target, options=options)
 
