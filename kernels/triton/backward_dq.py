@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward_tile import gain_of, load_rows, pair_rules, row_norm, tokens_at
+from .backward_tile import gain_of, load_rows, row_norm
+from .pair_rules import pair_rules, tokens_at
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .pair_rules import tokens_at
+
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -52,12 +54,7 @@ def merge_kernel(
     within = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     live_dim = dims < D
-    if Q_ORDERED:
-        token = tl.load(perm_q + place0 + within).to(tl.int64)
-        live_row = token >= 0
-    else:
-        token = (place0 + within).to(tl.int64)
-        live_row = token < n_q
+    token, live_row = tokens_at(perm_q, place0 + within, n_q, Q_ORDERED)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)

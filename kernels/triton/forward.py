@@ -10,16 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .element_masks import admitted_by_bits, admitted_by_position
 from .epilogue import finish_rows
 from .logit_math import (
-    distance_classes,
-    frame_classes,
     online_softmax,
     online_softmax_of_products,
     scale_logits,
     uniform_factor,
 )
+from .pair_rules import pair_rules, tokens_at
 from .segments import read_segment, read_tail
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -27,7 +25,14 @@ LN2 = tl.constexpr(0.6931471805599453)
 NO_END = tl.constexpr(1 << 30)
 
 
-@triton.jit
+# Sizes that take any value: a kernel of its own for each that is 1 or a multiple of 16 would be compiled for nothing.
+SIZES = (
+    "n_q", "n_k", "tiles_q", "rows_q", "blocks_k", "unread_bytes", "frames_q", "frames_k", "distances", "split_from", "splits",
+    "grid_y", "grid_x", "lo", "hi", "seg0_n", "seg1_n",
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q, k, v, o, lse,
     kbar, head_scale, key_bias,
@@ -75,6 +80,7 @@ def forward_kernel(
     """
     RULES: tl.constexpr = FRAMES or DISTANCE or LABELS
     KINDS: tl.constexpr = 3 if RULES else 1
+    BY_POSITION: tl.constexpr = ELEMENT > 0 and ELEMENT < 4
     PER_ROW: tl.constexpr = BLOCK_Q // BLOCK_M
     PER_ENTRY: tl.constexpr = BLOCK_K // BLOCK_N
 
@@ -91,12 +97,7 @@ def forward_kernel(
 
     place0 = tile * BLOCK_M
     place = place0 + tl.arange(0, BLOCK_M)
-    if Q_ORDERED:
-        token = tl.load(perm_q + place).to(tl.int64)
-        live_row = token >= 0
-    else:
-        token = place.to(tl.int64)
-        live_row = token < n_q
+    token, live_row = tokens_at(perm_q, place, n_q, Q_ORDERED)
     dims = tl.arange(0, BLOCK_D)
     live_dim = dims < D
 
@@ -114,14 +115,10 @@ def forward_kernel(
     per_head_scale = 1.0
     if HEAD_SCALE:
         per_head_scale = tl.load(head_scale + h * head_scale_sh)
-    if FRAMES:
-        id_i = tl.load(frame_q + token, mask=live_row, other=-1).to(tl.int32)
-    if DISTANCE:
-        pos_i = tl.load(pos_q + token, mask=live_row, other=-1).to(tl.int32)
-    if LABELS:
-        allow = tl.load(allow_q + b * allow_sb + token, mask=live_row, other=0)
-    if ELEMENT != 0 and ELEMENT != 4:
-        place_i = tl.load(place_q + place)
+    frame_i = tl.load(frame_q + token, mask=live_row, other=-1).to(tl.int32) if FRAMES else None
+    at_i = tl.load(pos_q + token, mask=live_row, other=-1).to(tl.int32) if DISTANCE else None
+    allow_i = tl.load(allow_q + b * allow_sb + token, mask=live_row, other=0) if LABELS else None
+    place_i = tl.load(place_q + place) if BY_POSITION else None
     if RULES:
         # A block's live places come first; a tile without any is not stored, whatever it reads.
         first_token = tl.minimum(place0, n_q - 1)
@@ -199,36 +196,20 @@ def forward_kernel(
                         )  # fmt: skip
                         s = scale_logits(s, factor, POSITIVE_ONLY)
                     if KIND >= 2:
-                        if FRAMES:
-                            id_j = tl.load(frame_k + cols, mask=live_col, other=-1).to(tl.int32)
-                            frame_class = frame_classes(id_i, id_j, frame_table, frames_q, frames_k)
-                            factors = tl.load(frame_factors + frame_class, mask=frame_class != 255, other=1.0)
-                        if DISTANCE:
-                            pos_j = tl.load(pos_k + cols, mask=live_col, other=-1).to(tl.int32)
-                            distance_class = distance_classes(pos_i, pos_j, distance_table, distances)
-                            by_distance = tl.load(distance_factors + distance_class, mask=distance_class != 255, other=1.0)
-                            if FRAMES:
-                                factors *= by_distance
-                            else:
-                                factors = by_distance
+                        mask_id = tl.load(bit_ids + step // PER_ENTRY) if KIND == 3 and ELEMENT == 4 else None
+                        factors, inside = pair_rules(
+                            frame_i, tl.load(frame_k + cols, mask=live_col, other=-1).to(tl.int32) if FRAMES else None,
+                            at_i, tl.load(pos_k + cols, mask=live_col, other=-1).to(tl.int32) if DISTANCE else None,
+                            allow_i, tl.load(label_k + b * label_sb + cols, mask=live_col, other=0).to(tl.int64) if LABELS else None,
+                            place_i, tl.load(place_k + cols) if BY_POSITION else None,
+                            place % BLOCK_Q, inner + within, mask_id,
+                            frame_table, frame_factors, frames_q, frames_k, distance_table, distance_factors, distances,
+                            bit_words, grid_y, grid_x, radius2, frame_scale, lo, hi,
+                            FRAMES, DISTANCE, LABELS, ELEMENT if KIND == 3 else 0, INVERTED, BLOCK_Q, BLOCK_K,
+                        )  # fmt: skip
                         if FRAMES or DISTANCE:
                             # The factors multiply first and the sign is tested once: order matters where a factor is negative.
                             s = scale_logits(s, factors, POSITIVE_ONLY)
-                        if FRAMES:
-                            s = tl.where(frame_class != 255, s, float("-inf"))
-                        if DISTANCE:
-                            s = tl.where(distance_class != 255, s, float("-inf"))
-                        if LABELS:
-                            label = tl.load(label_k + b * label_sb + cols, mask=live_col, other=0).to(tl.int64)
-                            s = tl.where(((allow[:, None] >> label[None, :]) & 1) != 0, s, float("-inf"))
-                    if KIND == 3:
-                        if ELEMENT == 4:
-                            mask_id = tl.load(bit_ids + step // PER_ENTRY)
-                            inside = admitted_by_bits(bit_words, mask_id, place % BLOCK_Q, inner + within, BLOCK_Q, BLOCK_K, INVERTED)
-                        else:
-                            inside = admitted_by_position(
-                                place_i, tl.load(place_k + cols), grid_y, grid_x, radius2, frame_scale, lo, hi, ELEMENT, INVERTED
-                            )  # fmt: skip
                         s = tl.where(inside, s, float("-inf"))
                     if BIAS:
                         bias = tl.load(key_bias + b * bias_sb + h * bias_sh + cols.to(tl.int64) * bias_sn, mask=live_col, other=0.0)

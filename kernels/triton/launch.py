@@ -143,12 +143,13 @@ def _merge_parts(part_o: Tensor, part_lse: Tensor, o: Tensor, lse: Tensor, v: Te
     from .epilogue import merge_kernel
 
     rows, width = part_o.shape[2:]
-    tiles, heads = rows // n.block_m, o.shape[1]
+    step = min(n.block_m, 32)  # all parts of a row pass through its registers
+    tiles, heads = rows // step, o.shape[1]
     merge_kernel[(o.shape[0] * heads * tiles,)](
         part_o, part_lse, t.perm_q, o, lse, v, t.mix_mean, t.mix_amount, t.mix_rows,
         **_strides("o", o, 3), **_strides("v", v, 3),
         heads=heads, group=heads // v.shape[1], n_q=o.shape[2], tiles=tiles, splits=n.splits, place0=n.split_from * n.block_m,
-        D=width, BLOCK_D=padded_width(width), BLOCK_M=n.block_m,
+        D=width, BLOCK_D=padded_width(width), BLOCK_M=step,
         Q_ORDERED=t.perm_q is not None, MIX=n.mix, MIX_ROWS=t.mix_rows is not None,
         num_warps=4,
     )  # fmt: skip
