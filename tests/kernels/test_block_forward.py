@@ -26,11 +26,13 @@ from attention_loom.kernels import backends as registry
 from attention_loom.kernels import lists as lists_module
 from attention_loom.kernels.tail import pool
 from attention_loom.kernels.triton import op
+from attention_loom.kernels.triton.arguments import gather
 from attention_loom.kernels.triton.launch import place_keys
 from block_cases import GRID, START, chosen, packed, sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, Shape, assert_close, assert_lse_close, blocks, frame_table, key_bias, labels, mixes, segment, tensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 S = Shape(n_q=118, width=32)
 
@@ -183,7 +185,7 @@ def test_parts_of_the_keys_merge_to_the_whole():
 
 
 def cut_cases(s, dtype):
-    thin = dict(density=0.1, free=True)
+    thin = dict(density=0.0, free=True)
     yield "blocks", blocks(s, order="frame", **thin)
     yield "partial", blocks(s, order="frame", test=Window(2.6), share=0.5, **thin)
     yield "tail", blocks(s, order="frame", groups=2, tail="row", **thin)
@@ -297,6 +299,54 @@ def test_with_a_gradient_the_stages_stay_apart(monkeypatch):
     attend(q.requires_grad_(), k, v, plan, backend="triton")
     assert not given_[0].extra_kv
     assert given_[0].blocks.tail == "off"
+
+
+# --- nothing waits for the device -----------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose result a GPU would have to hand to the host."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default")
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        boolean = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if boolean or any(name in str(func) for name in self.names):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_gathering_a_call_of_blocks_does_not_wait(monkeypatch):
+    monkeypatch.setattr(lists_module, "SPLIT_ABOVE", 2)
+    q, k, v = tensors(S)
+    more = AttentionPlan(key_bias=key_bias(S), extra_kv=(segment(S, q.dtype, rows=True),), head_mix=(mixes(S, "mean"),))
+    for how in (dict(tail="row"), dict(test=Window(2.6)), {}):
+        plan = blocks(S, AttentionPlan() if "tail" in how else more, order="frame", groups=2, **how)
+        with Waits() as waits:
+            gather(q, k, v, plan, 0.2, op.choose(q, op.flags_of(plan), False, (32, 32)), False)
+        assert not waits.seen
+    with Waits() as waits:
+        torch.arange(3)[torch.tensor([True, False, True])].sum().item()
+    assert len(waits.seen) == 2
+
+
+# --- traced ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_block_plan_traces_in_one_graph():
+    q, k, v = tensors(S)
+    plan = blocks(S, AttentionPlan(extra_kv=(segment(S, q.dtype),)), order="tile", test=Window(2.6))
+    packed_ = [x.pack() for x in gather(q, k, v, plan, S.width**-0.5, op.choose(q, op.flags_of(plan), False, (32, 32)), False)]
+
+    def call(q, k, v):
+        return op.forward(q * 1.5, k, v, *packed_)[0] * 2
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(q, k, v), attend(q * 1.5, k, v, plan, backend="triton") * 2)
 
 
 # --- limits ---------------------------------------------------------------------------------------------------------------
