@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from .bits import block_words, carried_ids, distinct
 from .blocks import EMPTY, FULL, PARTIAL, Bits, BlockPlan, ElementMask, TokenOrder, entry_places
 from .builders import block_list, kinds_plan, rescue
-from .caching import with_part
+from .caching import with_parts
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 
@@ -174,10 +173,7 @@ def _shared_blocks(new: TokenOrder, old: TokenOrder) -> Tensor:
 
     Waits for the device the first time a pair of orders is met: the table is a fact of geometry and kept with them.
     """
-    known: WeakKeyDictionary[TokenOrder, Tensor] = with_part(new, "shared blocks", WeakKeyDictionary)
-    if old not in known:
-        known[old] = _find_shared(new, old)
-    return known[old]
+    return with_parts((new, old), "shared blocks", lambda: _find_shared(new, old))
 
 
 def _find_shared(new: TokenOrder, old: TokenOrder) -> Tensor:
