@@ -109,7 +109,7 @@ def mass(kernel: str, arch: str, width: int, item_size: int, feature: str, caref
 def cases(args: argparse.Namespace) -> list[tuple[str, str, int, int, str, str, bool]]:
     """(kernel, arch, width, bytes per element, feature set, dtype, smallest settings) to build."""
     if not args.all and not args.target:
-        short = [("sm_80", "dq", "window"), ("sm_90", "dkdv", "bits"), ("gfx942", "dkdv", "blocks"), ("sm_120", "mass", "blocks")]
+        short = [("sm_80", "dq", "window"), ("sm_90", "dkdv", "bits"), ("gfx942", "dkdv", "blocks"), ("sm_100", "mass", "blocks")]
         return [(kernel, arch, 128, 2, feature, "bf16", False) for arch, kernel, feature in short]
     rows: list[tuple[str, str, int, int, str, str, bool]] = []
     for arch in args.target or SHARED_LIMIT:

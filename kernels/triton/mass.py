@@ -94,8 +94,9 @@ def mass_kernel(
                 dims, live_dim, factor, BIAS, UPCAST, PRECISION, BLOCK_N,
             )  # fmt: skip
             per_row += tl.sum(tl.math.exp2(s - norm[:, None]), 1)
-        mass = tl.sum(tl.where(live_row, per_row, 0.0), 0) * share
-        tl.store(out_base + block, mass.to(out.dtype.element_ty))
+        # Two axes although one would do: a sum over a vector makes the compiler fail for sm_100 (Triton 3.6).
+        mass = tl.sum(tl.where(live_row, per_row, 0.0)[:, None], 0) * share
+        tl.store(out_base + block + tl.arange(0, 1), mass.to(out.dtype.element_ty))
 
 
 # Padded head width -> (BLOCK_M, BLOCK_N, warps, stages): one table, as all of it fits the 64 KB of the smallest GPUs.
