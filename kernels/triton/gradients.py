@@ -34,19 +34,20 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kbar: Tensor | None, plan: AttentionPlan, scale: float, tokens_first: bool, careful: bool):
         o, lse = op.run(q, k, v, plan, scale, tokens_first=tokens_first, careful=careful)
-        ctx.save_for_backward(q, k, v, o, lse, bias, kbar)
+        # The bias is read from the plan: one made under inference mode, as the host's masks are, could not be saved.
+        ctx.save_for_backward(q, k, v, o, lse, kbar)
         ctx.call = plan, scale, careful
         ctx.set_materialize_grads(False)
         return o, lse
 
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None):
-        q, k, v, o, lse, bias, kbar = ctx.saved_tensors
+        q, k, v, o, lse, kbar = ctx.saved_tensors
         if do is None:
             do = torch.zeros_like(o)
         plan, scale, careful = ctx.call
         needed = ctx.needs_input_grad[:5]
-        grads = _Gradient.apply(q, k, v, o, lse, bias, kbar, do, dlse, plan, scale, needed, careful)
+        grads = _Gradient.apply(q, k, v, o, lse, kbar, do, dlse, plan, scale, needed, careful)
         return *grads, None, None, None, None
 
 
@@ -71,7 +72,7 @@ class _Gradient(torch.autograd.Function):
 
 
 def gradients(
-    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None, kbar: Tensor | None, do: Tensor, dlse: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, kbar: Tensor | None, do: Tensor, dlse: Tensor | None,
     plan: AttentionPlan, scale: float, needed: tuple[bool, ...], *, careful: bool = False,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of q, k, v, key bias and mean key, those ``needed``; shapes of their tensors."""
@@ -82,8 +83,8 @@ def gradients(
     dk = dv = dbias = dkbar = None
     if any(needed[1:4]):
         dk, dv, dbias = dkdv_op(q, k, v, do, lse, delta, keys.pack(), sizes.pack(), scalars)
-    if dbias is not None and bias is not None:
-        dbias = dbias.sum_to_size(bias.shape).to(bias.dtype)
+    if dbias is not None and plan.key_bias is not None:
+        dbias = dbias.sum_to_size(plan.key_bias.shape).to(plan.key_bias.dtype)
     if needed[4] and kbar is not None:
         dkbar = _center_gradient(q, dcenter, k.shape[1])
     return tuple(x if want else None for x, want in zip((dq, dk, dv, dbias, dkbar), needed, strict=True))

@@ -297,6 +297,17 @@ def test_a_compiled_call_has_the_same_gradients():
         assert torch.equal(a, b)
 
 
+def test_rules_made_under_inference_mode_do_not_stand_in_the_way():
+    with torch.inference_mode():
+        plan = listed(plan_of(framed(), framed(), test=Band(6)), key_bias=key_bias(S), labels=labels(S))
+        attend(*tensors(S), plan, backend="triton")  # the lists are made and kept under inference mode, too
+    q, k, v = (x.requires_grad_() for x in tensors(S))
+    got = torch.autograd.grad(attend(q, k, v, plan, backend="triton").square().sum(), (q, k, v))
+    want = torch.autograd.grad(reference_attend(q, k, v, plan).square().sum(), (q, k, v))
+    for name, a, b in zip("qkv", got, want, strict=True):
+        assert_close(f"grad {name}", a, b, 1e-5)
+
+
 def test_a_launch_that_fails_is_tried_once_more_with_the_smallest_settings(monkeypatch):
     from attention_loom.kernels.triton import gradients
 
