@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_loom.kernels import AttentionPlan, Modulation, Window, attend, by_frame, from_bool
 from attention_loom.kernels.triton import arguments, launch, op, settings
-from kernel_cases import CASES, Shape, assert_close, frame_table, key_bias, labels, segment, tensors
+from kernel_cases import CASES, DEVICE, Shape, assert_close, frame_table, key_bias, labels, segment, tensors
 
 
 def packed(q, k, v, plan, scale=0.2):
@@ -18,8 +18,8 @@ def test_operator_is_well_formed():
     s = Shape(batch=2, n_q=70, width=32)
     q, k, v = tensors(s, layout="bnhd")
     rules = AttentionPlan(modulation=Modulation(frames=frame_table(s), center_keys=True), labels=labels(s), key_bias=key_bias(s))
-    order = by_frame(70, 32, (2, 3, 5), 7)
-    some = torch.rand(2, order.blocks, order.blocks, generator=torch.Generator().manual_seed(0)) < 0.5
+    order = by_frame(70, 32, (2, 3, 5), 7, DEVICE)
+    some = torch.rand(2, order.blocks, order.blocks, generator=torch.Generator().manual_seed(0)).to(DEVICE) < 0.5
     sparse = AttentionPlan(blocks=from_bool(some, order, order, partial=~some, test=Window(2.5)), extra_kv=(segment(s, q.dtype),))
     checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
     for plan in (AttentionPlan(), rules, sparse):
@@ -91,8 +91,8 @@ def test_measured_settings_count_where_the_table_has_none(monkeypatch):
 
 def test_a_key_tile_far_into_a_strided_buffer_is_read_from_the_right_place():
     n, width = 200, 32
-    buffer = torch.randn(1, n, 4096)
+    buffer = torch.randn(1, n, 4096, device=DEVICE)
     k = buffer[:, :, 4000 : 4000 + width].view(1, n, 1, width).transpose(1, 2)
-    q, v = torch.randn(1, 1, 20, width), torch.randn(1, 1, n, width)
+    q, v = torch.randn(1, 1, 20, width, device=DEVICE), torch.randn(1, 1, n, width, device=DEVICE)
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     assert_close("o", attend(q, k, v, AttentionPlan(), backend="triton"), want, 3e-6)
