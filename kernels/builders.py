@@ -114,7 +114,7 @@ def block_list(mask: Tensor, capacity: int | None = None) -> BlockList:
     ptr = torch.empty(groups, n_q + 1, dtype=torch.int32, device=mask.device)
     ptr[:, 1:] = ends.view(groups, n_q)
     ptr[:, 0] = ptr[:, 1] - counts[:, 0]
-    if mask.device.type == "cpu":  # nothing to wait for: exactly as many as there are
+    if nothing_to_wait_for(mask):  # exactly as many as there are
         capacity = int(ends[-1])
     dtype = torch.int16 if n_k <= SMALL else torch.int32
     col = torch.zeros(capacity + 1, dtype=dtype, device=mask.device)
@@ -123,6 +123,11 @@ def block_list(mask: Tensor, capacity: int | None = None) -> BlockList:
         place = ptr[g, :-1, None].long() + mask[g].cumsum(-1) - 1
         col.scatter_(0, torch.where(mask[g], place, capacity).clamp_(max=capacity).flatten(), columns.flatten())
     return BlockList(ptr, col[:capacity])
+
+
+def nothing_to_wait_for(x: Tensor) -> bool:
+    """Whether the values of ``x`` are at hand."""
+    return x.device.type == "cpu"
 
 
 def kinds_plan(kinds: Tensor, like: BlockPlan, **changes: Any) -> BlockPlan:
