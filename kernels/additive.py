@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,24 @@ from .block_mask import admitted
 from .blocks import BlockPlan
 from .caching import with_part
 from .plan import AttentionPlan, Labels
+
+if TYPE_CHECKING:
+    from .backends import Call
+
+
+def mask_size(call: Call) -> int:
+    """Bytes of the additive mask that expresses key_bias, labels and blocks of the call's main segment."""
+    bias, labels, blocks = call.plan.key_bias, call.plan.labels, call.plan.blocks
+    if labels is None and blocks is None:
+        return 0 if bias is None else bias.numel() * call.q.element_size()
+    batch, heads = (1, 1) if bias is None else bias.shape[:2]
+    if labels is not None:
+        batch = max(batch, labels.allow_q.shape[0], labels.label_k.shape[0])
+    if blocks is not None:
+        # a pattern not yet chosen may choose for each head
+        own = blocks.head_map.shape if isinstance(blocks, BlockPlan) else call.q.shape
+        batch, heads = max(batch, own[0]), max(heads, own[1])
+    return batch * heads * call.q.shape[2] * call.k.shape[2] * call.q.element_size()
 
 
 def additive_mask(plan: AttentionPlan, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import flex, kitchen
-from .additive import additive_mask
+from .additive import additive_mask, mask_size
 from .blocks import BlockPlan
 from .chunked import chunked_attend
 from .plan import AttentionPlan
@@ -179,21 +179,6 @@ def sparse_details(plan: AttentionPlan) -> tuple[bool, bool]:
     if isinstance(plan.blocks, BlockPlan):
         return plan.blocks.tail != "off", plan.blocks.approximate
     return plan.blocks.needs_lse, True
-
-
-def mask_size(call: Call) -> int:
-    """Bytes of the additive mask that expresses key_bias, labels and blocks of the call's main segment."""
-    bias, labels, blocks = call.plan.key_bias, call.plan.labels, call.plan.blocks
-    if labels is None and blocks is None:
-        return 0 if bias is None else bias.numel() * call.q.element_size()
-    batch, heads = (1, 1) if bias is None else bias.shape[:2]
-    if labels is not None:
-        batch = max(batch, labels.allow_q.shape[0], labels.label_k.shape[0])
-    if blocks is not None:
-        # a pattern not yet chosen may choose for each head
-        own = blocks.head_map.shape if isinstance(blocks, BlockPlan) else call.q.shape
-        batch, heads = max(batch, own[0]), max(heads, own[1])
-    return batch * heads * call.q.shape[2] * call.k.shape[2] * call.q.element_size()
 
 
 # --- host: the dense attention the user chose ----------------------------------------------------------------------------
