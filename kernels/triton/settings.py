@@ -59,6 +59,8 @@ _HALF_64 = {
 }
 # fp32: twice the bytes and three products for one, so small tiles.
 _FULL = {32: (64, 64, 4, 2), 64: (64, 32, 4, 2), 128: (32, 32, 4, 1), 256: (32, 16, 4, 1)}
+# No matrix unit there: plain products, and operands in registers.
+_FULL_RDNA = {32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)}
 
 _ALIASES = {
     "sm_87": "sm_86", "sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100", "gfx1101": "gfx1100",
@@ -87,11 +89,11 @@ def settings(arch: str, width: int, item_size: int, flags: Iterable[str] = (), b
     if arch == "interpreted":
         return INTERPRETED.within(block_q, block_k)
     block_d = padded_width(width)
-    if item_size > 2:
-        return Settings(*_FULL[block_d]).within(block_q, block_k)
     row = _ALIASES.get(arch, arch)
     if row not in _HALF:
         row = "gfx1100" if arch.startswith(("gfx10", "gfx11", "gfx12")) else "gfx942" if arch.startswith("gfx") else "sm_86"
+    if item_size > 2:
+        return Settings(*(_FULL_RDNA if row == "gfx1100" else _FULL)[block_d]).within(block_q, block_k)
     s = Settings(*(_HALF if block_q > 64 else _HALF_64)[row][block_d])
     if PER_PAIR & frozenset(flags):
         # Factors, masks and positions of a tile of pairs: more warps share it.
