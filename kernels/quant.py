@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, Call, Limits, backends
-from .blocks import BlockPlan, TokenOrder
+from .blocks import TokenOrder
 from .plan import AttentionPlan
 from .stages import AROUND, WITH_LSE
 
@@ -98,8 +98,6 @@ def refusal(width: int, dtype: torch.dtype, needs_grad: bool) -> str | None:
 
 def _available(call: Call) -> str | None:
     reason = refusal(call.q.shape[-1], call.q.dtype, call.needs_grad)
-    if reason is None and isinstance(call.plan.blocks, BlockPlan) and call.plan.blocks.partial is not None:
-        reason = "int8_qk reads whole blocks only, and this plan tests single pairs"
     return reason or next(b for b in backends() if b.name == "triton").available(call)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .element_masks import admitted_by_bits, admitted_by_position
 from .logit_math import online_softmax
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -55,23 +56,24 @@ def int8_forward_kernel(
     q, k, v, o, lse,
     q8, k8, q_scale, k_scale, shift, hot,
     key_bias, perm_q, perm_k, valid_k,
-    ptr, col, head_map,
+    ptr, col, partial_ptr, partial_col, head_map, pos_q, pos_k, bit_words, bit_ids,
     q_sb, q_sh, q_sn,
     k_sb, k_sh, k_sn,
     v_sb, v_sh, v_sn,
     o_sb, o_sh, o_sn,
     bias_sb, bias_sh, map_sb, map_sh,
     heads, group, n_q, blocks_q, blocks_k, rows_q, rows_k,
+    grid_y, grid_x, lo, hi, radius2, frame_scale,
     scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUB_M: tl.constexpr, SUB_N: tl.constexpr,
-    LISTED: tl.constexpr, BIAS: tl.constexpr, UPCAST: tl.constexpr,
+    LISTED: tl.constexpr, ELEMENT: tl.constexpr, INVERTED: tl.constexpr, BIAS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One program per (batch element, head, BLOCK_M query places): reads the key blocks its row of the lists names.
 
     q, k, v, o in token order by strides; q8 [B,H,rows_q,D] and k8 [B,Hk,rows_k,D] in place order, with one scale per BLOCK_M
-    and per BLOCK_N places. key_bias fp32 [.., rows_k] in place order. A block holds SUB_M or SUB_N tiles. Heads marked in
-    ``hot [B,H]`` are computed from q and k themselves; the two passes of the loop below share all but the product, and the
-    one not meant has no steps.
+    and per BLOCK_N places. key_bias fp32 [.., rows_k] in place order. A block holds SUB_M or SUB_N tiles. ELEMENT: test of
+    the partial list's pairs (``element_masks.py``), 0 without one. Heads marked in ``hot [B,H]`` are computed from q and k
+    themselves; the passes of the loop below share all but the product and the test, and those not meant have no steps.
     """
     program = tl.program_id(0)
     tiles_q = blocks_q * SUB_M
@@ -89,9 +91,9 @@ def int8_forward_kernel(
     entry = 0
     count = blocks_k
     if LISTED:
-        row = ptr + tl.load(head_map + b * map_sb + h * map_sh) * (blocks_q + 1) + block_row
-        entry = tl.load(row)
-        count = tl.load(row + 1) - entry
+        row = tl.load(head_map + b * map_sb + h * map_sh) * (blocks_q + 1) + block_row
+    if ELEMENT > 0 and ELEMENT < 4:
+        at_q = tl.load(pos_q + place_q)
     is_hot = tl.load(hot + b * heads + h)
     tiles_k = blocks_k * SUB_N
     within = tl.arange(0, BLOCK_N)
@@ -99,9 +101,14 @@ def int8_forward_kernel(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, D], tl.float32)
-    for EXACT in tl.static_range(0, 2):
-        steps = tl.where(is_hot == EXACT, count * SUB_N, 0)
-        if EXACT:
+    # PASS 0 and 1 read the full list, 2 and 3 the partial one; odd ones compute from the values themselves.
+    for PASS in tl.static_range(0, 4 if ELEMENT > 0 else 2):
+        if LISTED:
+            row_ptr = (partial_ptr if PASS >= 2 else ptr) + row
+            entry = tl.load(row_ptr)
+            count = tl.load(row_ptr + 1) - entry
+        steps = tl.where(is_hot == PASS % 2, count * SUB_N, 0)
+        if PASS % 2 == 1:
             q_rows = q + b * q_sb + h * q_sh + token_q.to(tl.int64)[:, None] * q_sn
             q_tile = tl.load(q_rows + dims[None, :], mask=live_row[:, None], other=0.0)
             if UPCAST:
@@ -113,14 +120,14 @@ def int8_forward_kernel(
         for step in range(0, steps):
             block = step // SUB_N
             if LISTED:
-                block = tl.load(col + entry + block).to(tl.int32)
+                block = tl.load((partial_col if PASS >= 2 else col) + entry + block).to(tl.int32)
             sub = step % SUB_N
             live = sub * BLOCK_N + within < tl.load(valid_k + block)
             tile_k = block * SUB_N + sub
             place_k = tile_k * BLOCK_N + within
             # A dead place has no token: it reads the first one and its logit is dropped.
             token_k = tl.where(live, tl.load(perm_k + place_k), 0).to(tl.int64)
-            if EXACT:
+            if PASS % 2 == 1:
                 k_rows = k + b * k_sb + hk * k_sh + token_k[None, :] * k_sn
                 k_tile = tl.load(k_rows + dims[:, None], mask=live[None, :], other=0.0)
                 if UPCAST:
@@ -132,6 +139,15 @@ def int8_forward_kernel(
                 s = tl.dot(q_tile, k_tile, out_dtype=tl.int32).to(tl.float32) * (factor * k_factor)
             if BIAS:
                 s += tl.load(key_bias + b * bias_sb + h * bias_sh + place_k)[None, :] * LOG2E
+            if PASS >= 2 and ELEMENT == 4:
+                mask_id = tl.load(bit_ids + entry + step // SUB_N)
+                inside = tile % SUB_M * BLOCK_M + tl.arange(0, BLOCK_M)
+                hit = admitted_by_bits(bit_words, mask_id, inside, sub * BLOCK_N + within, SUB_M * BLOCK_M, SUB_N * BLOCK_N, INVERTED)
+                s = tl.where(hit, s, float("-inf"))
+            elif PASS >= 2:
+                at_k = tl.load(pos_k + place_k)
+                hit = admitted_by_position(at_q, at_k, grid_y, grid_x, radius2, frame_scale, lo, hi, ELEMENT, INVERTED)
+                s = tl.where(hit, s, float("-inf"))
             s = tl.where(live[None, :], s, float("-inf"))
             v_tile = tl.load(v + b * v_sb + hk * v_sh + token_k[:, None] * v_sn + dims[None, :], mask=live[:, None], other=0.0)
             if UPCAST:

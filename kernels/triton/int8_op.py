@@ -10,6 +10,7 @@ from ..logits import mean_key
 from ..order import raster
 from ..plan import AttentionPlan
 from ..quant import KEY_ROWS, MOST_LOGIT, QUERY_ROWS, Quantised, largest_logit
+from .arguments import element_arguments
 from .launch import architecture, interpreted, on_device, out_like
 from .settings import Settings
 
@@ -22,6 +23,8 @@ _TABLE = {
     "gfx942": {64: (4, 1), 128: (4, 1)},
 }
 _ALIASES = {"sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100", "sm_87": "sm_86"}
+BITS = 4
+"""Kind of the test that reads packed bits, as in ``element_masks.py``."""
 DENSE_BLOCK = 128
 """Block of the order used where the plan has none."""
 
@@ -45,13 +48,16 @@ def int8_forward(
     order_q: list[Tensor],
     order_k: list[Tensor],
     lists: list[Tensor],
+    partial: list[Tensor],
+    test: list[float],
     tokens_first: bool,
     settings: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(o [B,H,Nq,D], lse fp32 [B,H,Nq], hot bool [B,H]) of q, k, v with D 64 or 128.
 
-    order_q, order_k: [perm, valid] of the token orders; lists: [ptr, col, head_map] or none for dense. key_bias fp32
-    [B|1,H|1,Nk]. hot: heads whose logits are too large for int8, computed from the values themselves.
+    order_q, order_k: [perm, valid] of the token orders; lists: [ptr, col, head_map] or none for dense. partial: [ptr, col] and
+    [words, ids] or the [positions] of both sides, as ``test`` asks: (kind, inverted, grid_y, grid_x, lo, hi, radius squared,
+    frame scale), or none. key_bias fp32 [B|1,H|1,Nk]. hot: heads whose logits are too large for int8, computed from the values themselves.
     """
     from .int8 import int8_forward_kernel
 
@@ -72,27 +78,33 @@ def int8_forward(
         blocks_q, blocks_k = valid_q.shape[0], valid_k.shape[0]
         tiles = perm_q.shape[0] // s.block_m
         ptr, col, head_map = lists or (None, None, None)
+        partial_ptr, partial_col, *of_test = partial or (None, None, None, None)
+        element, inverted, grid_y, grid_x, lo, hi = (int(x) for x in test[:6]) if test else (0,) * 6
+        radius2, frame_scale = test[6:] or (0.0, 0.0)
+        words, ids = of_test if element == BITS else (None, None)
+        pos_q, pos_k = (None, None) if element == BITS else of_test
         int8_forward_kernel[(tiles * batch * heads,)](
             q, k, v, o, lse,
             q_int.values, k_int.values, q_int.scale, k_int.scale, shift, hot.to(torch.int32),
             key_bias, perm_q, perm_k, valid_k,
-            ptr, col, head_map,
+            ptr, col, partial_ptr, partial_col, head_map, pos_q, pos_k, words, ids,
             q.stride(0), q.stride(1), q.stride(2),
             k.stride(0), k.stride(1), k.stride(2),
             v.stride(0), v.stride(1), v.stride(2),
             o.stride(0), o.stride(1), o.stride(2),
             *_leading(key_bias), *_leading(head_map),
             heads, group, n_q, blocks_q, blocks_k, perm_q.shape[0], perm_k.shape[0],
+            grid_y, grid_x, lo, hi, radius2, frame_scale,
             scale,
             D=width, BLOCK_M=s.block_m, BLOCK_N=s.block_n, SUB_M=tiles // blocks_q, SUB_N=perm_k.shape[0] // s.block_n // blocks_k,
-            LISTED=bool(lists), BIAS=key_bias is not None, UPCAST=interpreted() and q.dtype == torch.bfloat16,
+            LISTED=bool(lists), ELEMENT=element, INVERTED=bool(inverted), BIAS=key_bias is not None, UPCAST=interpreted() and q.dtype == torch.bfloat16,
             num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     return o, lse, hot
 
 
 @int8_forward.register_fake
-def _shapes(q, k, v, scale, key_bias, order_q, order_k, lists, tokens_first, settings):
+def _shapes(q, k, v, scale, key_bias, order_q, order_k, lists, partial, test, tokens_first, settings):
     return out_like(q, tokens_first), q.new_empty(q.shape[:3], dtype=torch.float32), q.new_empty(q.shape[:2], dtype=torch.bool)
 
 
@@ -135,7 +147,7 @@ def _order(order: TokenOrder) -> list[Tensor]:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, tokens_first: bool, careful: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """(o, lse, hot) of the logit parts ``blocks`` and ``key_bias`` of ``plan``. Raises ValueError for blocks with an element test."""
+    """(o, lse, hot) of the logit parts ``blocks`` and ``key_bias`` of ``plan``."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     blocks = plan.blocks
     if blocks is None:
@@ -143,12 +155,24 @@ def run(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, t
         lists: list[Tensor] = []
     else:
         assert isinstance(blocks, BlockPlan)
-        if blocks.partial is not None:
-            raise ValueError("int8_qk reads whole blocks only, and this plan tests single pairs")
         sides = [blocks.q, blocks.k]
         lists = [blocks.full.ptr, blocks.full.col, blocks.head_map]
     s = int8_settings(architecture(q.device), q.shape[-1], sides[0].block, sides[1].block, careful)
     bias = None if plan.key_bias is None else plan.key_bias.float()
+    partial, test = ([], []) if blocks is None else _element_test(blocks)
     return int8_forward(
-        q, k, v, float(scale), bias, _order(sides[0]), _order(sides[1]), lists, tokens_first, [s.block_m, s.block_n, s.warps, s.stages]
+        q, k, v, float(scale), bias, _order(sides[0]), _order(sides[1]), lists, partial, test, tokens_first, [s.block_m, s.block_n, s.warps, s.stages]
     )  # fmt: skip
+
+
+def _element_test(blocks: BlockPlan) -> tuple[list[Tensor], list[float]]:
+    """The partial list, what its test reads, and the numbers of the test; empty without one."""
+    if blocks.partial is None or blocks.mask is None:
+        return [], []
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
+    scalars: dict[str, float] = {}
+    element_arguments(blocks, blocks.mask, tensors, numbers, scalars)
+    named = [numbers.get(name, 0) for name in ("element", "inverted", "grid_y", "grid_x", "lo", "hi")]
+    of_test = [tensors[name] for name in (("bit_words", "bit_ids") if named[0] == BITS else ("place_q", "place_k"))]
+    return [blocks.partial.ptr, blocks.partial.col, *of_test], [float(x) for x in (*named, scalars.get("radius2", 0.0), scalars.get("frame_scale", 0.0))]

@@ -1,10 +1,26 @@
 """The opt-in int8 path: its arithmetic, its kernel against the emulation and the truth, its gates."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
-from attention_loom.kernels import AttentionPlan, BackendUnavailable, BlockPlan, ExtraKV, Trace, Window, attend, by_frame, from_bool, raster, reference_attend
+from attention_loom.kernels import (
+    AttentionPlan,
+    BackendUnavailable,
+    Band,
+    Bits,
+    BlockPlan,
+    ExtraKV,
+    Frames,
+    Trace,
+    Window,
+    attend,
+    by_frame,
+    from_bool,
+    raster,
+    reference_attend,
+)
 from attention_loom.kernels.quant import MOST_LOGIT, QUERY_ROWS, largest_logit, quantise, refusal
 from attention_loom.kernels.triton import int8_op
 from kernel_cases import DEVICE, Shape, assert_close, assert_lse_close, key_bias, rel_rms, segment, tensors
@@ -53,6 +69,41 @@ CASES = {
         ),
     ),
 }
+
+
+TESTS = {
+    "window": Window(4.0, 1.5),
+    "window-complement": Window(4.0, 1.5, inverted=True),
+    "band": Band(12),
+    "frames": Frames(-1, 0),
+}
+
+
+def partly(test, block: int) -> BlockPlan:
+    """A third of the blocks whole, all others tested; 40 free tokens of 200."""
+    order = by_frame(200, block, (4, 5, 8), 10, DEVICE)
+    whole = (torch.arange(order.blocks)[:, None] + torch.arange(order.blocks)) % 3 == 0
+    return from_bool(whole.to(DEVICE), order, order, partial=~whole.to(DEVICE), test=test)
+
+
+@pytest.mark.parametrize(("name", "block"), [*((name, 64) for name in TESTS), ("bits", 64), ("bits", 128), ("window", 128)])
+def test_pairs_of_partial_blocks_are_tested(name, block):
+    s = Shape(heads=2, n_q=200)
+    q, k, v = inputs(s)
+    plan = partly(TESTS.get(name, Band(1)), block)
+    if name == "bits":
+        words = torch.randint(-(2**31), 2**31 - 1, (3, block, block // 32), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
+        ids = torch.arange(plan.partial.col.shape[0], dtype=torch.int32) % 3
+        plan = dataclasses.replace(plan, mask=Bits(words.to(DEVICE), ids.to(DEVICE)))
+    plan = AttentionPlan(blocks=plan)
+    o, lse, _ = int8_op.run(q, k, v, plan, 0.125, tokens_first=False)
+    want, want_lse = emulated(q, k, v, plan, 0.125)
+    assert_close("o", o, want, 8e-4)
+    assert_lse_close(lse, want_lse, 1e-3)
+    q[:, 1] *= 60
+    o, _, hot = int8_op.run(q, k, v, plan, 0.125, tokens_first=False)
+    assert hot.tolist() == [[False, True]]
+    assert_close("hot head", o[:, 1], reference_attend(q, k, v, plan)[:, 1], 8e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -186,13 +237,6 @@ def test_gates_refuse_with_the_reason():
         attend(q, k, v, AttentionPlan(), backend="sdpa", quant="int8_qk")
     with pytest.raises(ValueError, match="quant is 'int4'"):
         attend(q, k, v, AttentionPlan(), quant="int4")
-    s = Shape(n_q=65)
-    q, k, v = inputs(s)
-    one = torch.ones(3, 3, dtype=torch.bool, device=DEVICE)
-    order = by_frame(65, 32, (1, 8, 8), 0, DEVICE)
-    tested = AttentionPlan(blocks=from_bool(~one, order, order, partial=one, test=Window(3.0)))
-    with pytest.raises(BackendUnavailable, match="reads whole blocks only"):
-        attend(q, k, v, tested, backend="triton", quant="int8_qk")
 
 
 def test_it_is_never_chosen_unasked():
@@ -219,7 +263,7 @@ def test_operator_is_well_formed():
     lists = [plan.full.ptr, plan.full.col, plan.head_map]
     torch.library.opcheck(
         int8_op.int8_forward,
-        (q, k, v, 0.125, None, *sides, lists, True, [64, 64, 4, 1]),
+        (q, k, v, 0.125, None, *sides, lists, [], [], True, [64, 64, 4, 1]),
         test_utils=["test_schema", "test_faketensor"],
     )
 
