@@ -228,8 +228,8 @@ def _run_host(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, 
 
 
 def _without_blocks(call: Call) -> Call:
-    """The call that a pattern standing in for dense attention stands in for; any other as it is."""
-    return replace(call, plan=call.plan.without("blocks")) if sparse_details(call.plan)[1] else call
+    """The call that a pattern standing in for dense attention stands in for."""
+    return replace(call, plan=call.plan.without("blocks"))
 
 
 def _dense_available(call: Call) -> str | None:

@@ -8,6 +8,7 @@ import torch
 from attention_loom.kernels import AttentionPlan, BackendUnavailable, Trace, attend, raster
 from attention_loom.kernels import backends as registry
 from attention_loom.kernels.builders import from_bool
+from attention_loom.kernels.debug import FoundInDebugMode
 from attention_loom.kernels.patterns.base import Moment, Tokens
 from attention_loom.kernels.patterns.sla_topk import SlaTopk
 from attention_loom.kernels.sparse import Sparse
@@ -114,6 +115,12 @@ def test_on_a_cpu_patterns_run_as_they_are():
     assert "dense" not in declined
 
 
+def test_not_even_where_masks_are_too_large(gpu, monkeypatch):
+    monkeypatch.setattr(registry, "on_gpu", lambda x: False)
+    backend, declined, _ = ran(AttentionPlan(blocks=some_blocks()))
+    assert (backend, declined["dense"]) == ("chunked", "on a CPU the pattern is run as it is")
+
+
 def test_dense_can_be_asked_for_by_name():
     assert torch.equal(ran(AttentionPlan(blocks=some_blocks()), backend="dense")[2], sdpa(*tensors()))
     with pytest.raises(BackendUnavailable, match="in place of sparse patterns only"):
@@ -153,7 +160,7 @@ def test_broken_lists_of_a_pattern_are_found_too(debug, monkeypatch):
     monkeypatch.setattr(SlaTopk, "blocks", lambda self, s: wrong)
     sparse = Sparse(SlaTopk(0.5, block=64), Tokens(200), Moment(), ((1, {}),))
     monkeypatch.setitem(registry._registry, "chunked", dataclasses.replace(registry._registry["chunked"], may_fail=True))
-    with pytest.raises(ValueError, match="I2: ptr of group 0 of the full list"):
+    with pytest.raises(FoundInDebugMode, match="I2: ptr of group 0 of the full list"):
         attend(*tensors(), AttentionPlan(blocks=sparse))
 
 
