@@ -349,6 +349,17 @@ def test_a_block_plan_traces_in_one_graph():
     assert torch.equal(compiled(q, k, v), attend(q * 1.5, k, v, plan, backend="triton") * 2)
 
 
+def test_a_compiled_caller_gets_the_same_result():
+    """Choosing a backend breaks the caller's graph; what comes out must not change."""
+    q, k, v = tensors(S)
+    plan = blocks(S, order="frame", test=Window(2.6))
+
+    def call(q, k, v):
+        return attend(q * 1.5, k, v, plan, backend="triton") * 2
+
+    assert torch.equal(torch.compile(call, backend="eager")(q, k, v), call(q, k, v))
+
+
 # --- limits ---------------------------------------------------------------------------------------------------------------
 
 
