@@ -159,7 +159,7 @@ def test_broken_lists_of_a_pattern_are_found_too(debug, monkeypatch):
     wrong = dataclasses.replace(plan, full=dataclasses.replace(plan.full, ptr=plan.full.ptr + 1))
     monkeypatch.setattr(SlaTopk, "blocks", lambda self, s: wrong)
     sparse = Sparse(SlaTopk(0.5, block=64), Tokens(200), Moment(), ((1, {}),))
-    monkeypatch.setitem(registry._registry, "chunked", dataclasses.replace(registry._registry["chunked"], may_fail=True))
+    monkeypatch.setitem(registry._registry, "sdpa", dataclasses.replace(registry._registry["sdpa"], may_fail=True))
     with pytest.raises(FoundInDebugMode, match="I2: ptr of group 0 of the full list"):
         attend(*tensors(), AttentionPlan(blocks=sparse))
 
