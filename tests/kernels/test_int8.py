@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -285,3 +289,13 @@ def test_segments_alone_run_quantised_too():
     plan = AttentionPlan(extra_kv=(ExtraKV(part.k, part.v, part.bias),))
     o = attend(q, k, v, plan, backend="triton", quant="int8_qk")
     assert rel_rms(o, reference_attend(q, k, v, plan)) <= 2e-2
+
+
+@pytest.mark.timeout(240)
+def test_the_kernel_compiles_for_real_gpus():
+    """A short selection; ``python tools/aot_int8.py --all`` does every configuration."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    tool = Path(__file__).resolve().parents[2] / "tools" / "aot_int8.py"
+    done = subprocess.run([sys.executable, str(tool)], capture_output=True, text=True, env=env, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok\n") == 3
