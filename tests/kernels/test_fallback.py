@@ -161,7 +161,8 @@ def test_broken_lists_of_a_pattern_are_found_too(debug, monkeypatch):
     sparse = Sparse(SlaTopk(0.5, block=64), Tokens(200), Moment(), ((1, {}),))
     monkeypatch.setitem(registry._registry, "sdpa", dataclasses.replace(registry._registry["sdpa"], may_fail=True))
     with pytest.raises(FoundInDebugMode, match="I2: ptr of group 0 of the full list"):
-        attend(*tensors(), AttentionPlan(blocks=sparse))
+        attend(*tensors(), AttentionPlan(blocks=sparse), trace=(t := Trace()))
+    assert not any("failed" in reason for _, reason in t.declined)
 
 
 @pytest.mark.parametrize("value", [None, "", "0"])
