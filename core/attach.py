@@ -28,6 +28,8 @@ from .weave import Draft, weave
 METHODS = "loom_methods"
 RECORD = "loom_record"
 KEY = "loom"
+COMMON_WIDTHS = (64, 128)
+"""Head widths of nearly all models large enough to matter."""
 OVERRIDE = "optimized_attention_override"
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     failed = True
     try:
         _check(family, diffusion, noise, methods, run)
+        _measure_launches(patcher, run)
         result = executor(noise, *args, **kwargs)
         failed = False
         return result
@@ -114,6 +117,20 @@ def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method,
         method.check_run(family, geometry, run.warn)
     for sentence in run.warnings:
         log.warning(sentence)
+
+
+def _measure_launches(patcher: Any, run: Run) -> None:
+    """Before the first step on a GPU that no shipped launch setting knows: a few seconds, once in the life of a machine."""
+    if not run.device.startswith("cuda"):
+        return
+    from ..kernels.triton.candidates import measure_missing
+
+    dtype = getattr(patcher.model, "manual_cast_dtype", None) or patcher.model.get_dtype()
+    for width in COMMON_WIDTHS:
+        try:
+            measure_missing(width, dtype, torch.device(run.device))
+        except (RuntimeError, ValueError) as error:
+            run.warn(f"launch settings for this GPU could not be measured ({str(error).splitlines()[0]}); a careful guess is used")
 
 
 # --- one model call -------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def plot(data: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(14, 6))
-    colours = pyplot.get_cmap("tab10").colors
+    colours = [c for i, c in enumerate(pyplot.get_cmap("tab10").colors) if i != 7]  # grey is random's
     for i, pattern in enumerate(PATTERNS):
         rows = sorted((data["density"][f"{pattern} {d:g}"], f"{pattern} {d:g}") for d in DENSITIES if f"{pattern} {d:g}" in data["rows"])
         rows = [row for n, row in enumerate(rows) if n == 0 or row[0] - rows[n - 1][0] > 1e-3]
@@ -139,7 +139,7 @@ def plot(data: dict[str, Any], path: Path) -> None:
             found = [interval(column(data, row, measure)) for _, row in rows]
             mean, low, high = (numpy.array(x) for x in zip(*found, strict=True))
             at = [density for density, _ in rows]
-            style = {"color": "#777777", "ls": "--"} if pattern == "random" else {"color": colours[i % 10]}
+            style = {"color": "#888888", "ls": "--"} if pattern == "random" else {"color": colours[i - 1]}
             axis.errorbar(at, mean, yerr=(mean - low, high - mean), marker="o", ms=4, capsize=3, label=pattern, **style)
     value, low, high = interval(column(data, "dense", "iou"))
     axes[1].axhline(value, color="#222222", ls=":", label="dense")
