@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from .base import Moment, Pattern, Situation, Tokens
+from .base import GeometryPattern, Moment, Pattern, Situation, Tokens
 
 PATTERNS: dict[str, type[Pattern]]
 """Name -> class of every pattern, in the order of the node's list."""
@@ -28,7 +28,7 @@ _CLASSES = {
 }
 """File -> class."""
 
-__all__ = ["PATTERNS", "Moment", "Pattern", "Situation", "Tokens"]
+__all__ = ["PATTERNS", "GeometryPattern", "Moment", "Pattern", "Situation", "Tokens"]
 
 
 def __getattr__(name: str) -> Any:

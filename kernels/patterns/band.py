@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ..blocks import Band, BlockPlan
 from ..builders import from_bool
-from ..caching import remembered
 from ..order import Grid, best_tile, by_frame, by_tile
-from .base import Pattern, Situation, Tokens, with_free
+from .base import GeometryPattern, Tokens, with_free
 
 
 @dataclass(frozen=True)
-class FrameBand(Pattern):
+class FrameBand(GeometryPattern):
     """density: width of the window as a share of the frame, in (0, 1].
 
     spatial: "raster" is the window itself, with a test for every pair at its rim; "tiles" reads whole blocks only: each tile
@@ -29,7 +28,6 @@ class FrameBand(Pattern):
     """
 
     name: ClassVar[str] = "band"
-    reads: ClassVar[Literal["geometry", "q and k", "history"]] = "geometry"
 
     density: float = 0.03125
     spatial: Literal["raster", "tiles"] = "raster"
@@ -44,12 +42,25 @@ class FrameBand(Pattern):
     def label(self) -> str:
         return f"{self.name}_b{self.block}_" + (f"d{self.density:.4f}" if self.spatial == "raster" else "tiles")
 
-    def blocks(self, s: Situation) -> BlockPlan:
-        return self.plan(s.tokens, str(s.q.device))
-
-    def plan(self, tokens: Tokens, device: str = "cpu") -> BlockPlan:
-        """The plan for ``tokens``, which is all it depends on."""
-        return _plan(self, tokens, device)
+    def make(self, tokens: Tokens, device: str) -> BlockPlan:
+        grid, start = _grid(tokens), tokens.start if tokens.grid else 0
+        if self.spatial == "tiles":
+            order = by_tile(tokens.count, self.block, grid, start, best_tile(grid, self.block), device)
+            tiles = order.grid_blocks // grid[0]
+            whole, some = torch.eye(tiles, dtype=torch.bool).repeat(grid[0], grid[0]), None
+        else:
+            order = by_frame(tokens.count, self.block, grid, start, device)
+            one_whole, one_some = _frame_pair(grid[1] * grid[2], self.block, self.half_width(tokens))
+            whole, some = one_whole.repeat(grid[0], grid[0]), one_some.repeat(grid[0], grid[0])
+        free = order.blocks - order.grid_blocks
+        mask = with_free(torch.nn.functional.pad(whole, (0, free, 0, free)), order, order)
+        if some is None:
+            return from_bool(mask.to(device), order, order, tail=self.tail, capacity=int(mask.sum()))
+        partial = torch.nn.functional.pad(some, (0, free, 0, free))
+        return from_bool(
+            mask.to(device), order, order, partial=partial.to(device), test=Band(self.half_width(tokens)),
+            tail=self.tail, capacity=max(int(mask.sum()), int(partial.sum())),
+        )  # fmt: skip
 
     def half_width(self, tokens: Tokens) -> int:
         """How far a token reads to either side inside a frame."""
@@ -67,28 +78,6 @@ def pairs(tokens: Tokens, half_width: int) -> int:
 
 def _grid(tokens: Tokens) -> Grid:
     return tokens.grid or (1, 1, tokens.count)
-
-
-@remembered(8)
-def _plan(pattern: FrameBand, tokens: Tokens, device: str) -> BlockPlan:
-    grid, start = _grid(tokens), tokens.start if tokens.grid else 0
-    if pattern.spatial == "tiles":
-        order = by_tile(tokens.count, pattern.block, grid, start, best_tile(grid, pattern.block), device)
-        tiles = order.grid_blocks // grid[0]
-        whole, some = torch.eye(tiles, dtype=torch.bool).repeat(grid[0], grid[0]), None
-    else:
-        order = by_frame(tokens.count, pattern.block, grid, start, device)
-        one_whole, one_some = _frame_pair(grid[1] * grid[2], pattern.block, pattern.half_width(tokens))
-        whole, some = one_whole.repeat(grid[0], grid[0]), one_some.repeat(grid[0], grid[0])
-    free = order.blocks - order.grid_blocks
-    mask = with_free(torch.nn.functional.pad(whole, (0, free, 0, free)), order, order)
-    if some is None:
-        return from_bool(mask.to(device), order, order, tail=pattern.tail, capacity=int(mask.sum()))
-    partial = torch.nn.functional.pad(some, (0, free, 0, free))
-    return from_bool(
-        mask.to(device), order, order, partial=partial.to(device), test=Band(pattern.half_width(tokens)),
-        tail=pattern.tail, capacity=max(int(mask.sum()), int(partial.sum())),
-    )  # fmt: skip
 
 
 def _frame_pair(per_frame: int, block: int, half: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 Three sorts, by what they look at:
 
-* geometry (radial, clear, sliding tile): override :meth:`Pattern.blocks`, ignore q and k, cache by tokens and device;
+* geometry (radial, clear, sliding tile): derive from :class:`GeometryPattern` and override :meth:`GeometryPattern.make`;
 * q and k of the call (draft, SLA's top-k): override :meth:`Pattern.blocks` and read them;
 * history (AdaSpa, SparseD, Re-ttention): override :meth:`Pattern.run`, keep what they learn in ``situation.state``, which
   belongs to one conditioning in one block of the model and is freed when sampling ends.
@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ..blocks import BlockPlan, Tail, TokenOrder
+from ..caching import remembered
 from ..plan import AttentionPlan
 
 Core = Callable[[Tensor, Tensor, Tensor, AttentionPlan, bool], tuple[Tensor, Tensor | None]]
@@ -125,6 +126,30 @@ class Pattern(ABC):
         s.note = s.note or "sparse"
         s.densities.append(blocks.density())
         return core(s.q, s.k, s.v, replace(s.plan, blocks=blocks), s.lse if lse is None else lse)
+
+
+@dataclass(frozen=True)
+class GeometryPattern(Pattern):
+    """Base of the patterns that look at the tokens alone: one plan for all heads, layers and steps, made once and kept."""
+
+    reads: ClassVar[Literal["geometry", "q and k", "history"]] = "geometry"
+
+    @abstractmethod
+    def make(self, tokens: Tokens, device: str) -> BlockPlan:
+        """The plan, from nothing but the tokens and the settings."""
+
+    def plan(self, tokens: Tokens, device: str = "cpu") -> BlockPlan:
+        """The plan for ``tokens``; the same object for the same question. Raises ValueError where it has no meaning."""
+        self.check(tokens)
+        return _made(self, tokens, device)
+
+    def blocks(self, s: Situation) -> BlockPlan:
+        return self.plan(s.tokens, str(s.q.device))
+
+
+@remembered(8)
+def _made(pattern: GeometryPattern, tokens: Tokens, device: str) -> BlockPlan:
+    return pattern.make(tokens, device)
 
 
 def with_free(mask: Tensor, q: TokenOrder, k: TokenOrder) -> Tensor:

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from ..blocks import BlockPlan, Window
 from ..builders import from_bool
-from ..caching import remembered
 from ..order import Grid, best_tile, by_tile
-from .base import Pattern, Situation, Tokens, with_free
+from .base import GeometryPattern, Tokens, with_free
 
 
 @dataclass(frozen=True)
-class Clear(Pattern):
+class Clear(GeometryPattern):
     """radius: in tokens; a pair is read when dy^2 + dx^2 < radius^2, strictly.
 
     frame_radius: on a video, how far the window reaches in frames: dy^2 + dx^2 + (dt radius / frame_radius)^2 < radius^2.
@@ -32,7 +31,6 @@ class Clear(Pattern):
     """
 
     name: ClassVar[str] = "clear"
-    reads: ClassVar[Literal["geometry", "q and k", "history"]] = "geometry"
     needs_grid: ClassVar[bool] = True
 
     radius: float = 16.0
@@ -62,30 +60,20 @@ class Clear(Pattern):
         """
         return Window(self.radius, 0.0 if self.frame_radius is None else self.radius / self.frame_radius * (1 + 2**-22))
 
-    def blocks(self, s: Situation) -> BlockPlan:
-        return self.plan(s.tokens, str(s.q.device))
-
-    def plan(self, tokens: Tokens, device: str = "cpu") -> BlockPlan:
-        """The plan for ``tokens``, which is all it depends on. Raises ValueError without a grid."""
-        self.check(tokens)
-        return _plan(self, tokens, device)
-
-
-@remembered(8)
-def _plan(pattern: Clear, tokens: Tokens, device: str) -> BlockPlan:
-    assert tokens.grid is not None
-    tile = pattern.tile or best_tile(tokens.grid, pattern.block)
-    order = by_tile(tokens.count, pattern.block, tokens.grid, tokens.start, tile, device)
-    some, whole = (torch.zeros(order.blocks, order.blocks, dtype=torch.bool) for _ in range(2))
-    own = order.grid_blocks
-    some[:own, :own], whole[:own, :own] = map(torch.from_numpy, inside(pattern.window, tokens.grid, tile))
-    whole = with_free(whole, order, order)
-    partial = some & ~whole
-    most = int(max(whole.sum(), partial.sum()))
-    return from_bool(
-        whole.to(device), order, order, partial=partial.to(device), test=pattern.window, tail=pattern.tail,
-        approximate=not pattern.trained, capacity=most,
-    )  # fmt: skip
+    def make(self, tokens: Tokens, device: str) -> BlockPlan:
+        assert tokens.grid is not None
+        tile = self.tile or best_tile(tokens.grid, self.block)
+        order = by_tile(tokens.count, self.block, tokens.grid, tokens.start, tile, device)
+        some, whole = (torch.zeros(order.blocks, order.blocks, dtype=torch.bool) for _ in range(2))
+        own = order.grid_blocks
+        some[:own, :own], whole[:own, :own] = map(torch.from_numpy, inside(self.window, tokens.grid, tile))
+        whole = with_free(whole, order, order)
+        partial = some & ~whole
+        most = int(max(whole.sum(), partial.sum()))
+        return from_bool(
+            whole.to(device), order, order, partial=partial.to(device), test=self.window, tail=self.tail,
+            approximate=not self.trained, capacity=most,
+        )  # fmt: skip
 
 
 def inside(window: Window, grid: Grid, tile: Grid) -> tuple[np.ndarray, np.ndarray]:

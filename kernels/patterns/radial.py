@@ -22,16 +22,15 @@ import torch
 
 from ..blocks import BlockPlan
 from ..builders import from_bool
-from ..caching import remembered
 from ..order import Grid, best_tile, by_frame, by_tile
-from .base import Pattern, Situation, Tokens, with_free
+from .base import GeometryPattern, Tokens, with_free
 
 THIN_BELOW = 128
 """Bands narrower than this many tokens are read on some frames only. The published results use it for every block size."""
 
 
 @dataclass(frozen=True)
-class Radial(Pattern):
+class Radial(GeometryPattern):
     """decay: width of the bands; the paper's lie in (0, 1], beyond 1 they widen on up to whole frames. sink: every frame reads frame 0 whole.
 
     spatial: "raster" reads the blocks next in reading order, which are full-width stripes of the frame; "tiles" cuts frames
@@ -39,7 +38,6 @@ class Radial(Pattern):
     """
 
     name: ClassVar[str] = "radial"
-    reads: ClassVar[Literal["geometry", "q and k", "history"]] = "geometry"
     needs_grid: ClassVar[bool] = True
 
     decay: float = 0.2
@@ -57,34 +55,24 @@ class Radial(Pattern):
         sink, tiles = "_sink" if self.sink else "", "_tiles" if self.spatial == "tiles" else ""
         return f"{self.name}_b{self.block}_d{self.decay:.2f}{sink}{tiles}"
 
-    def blocks(self, s: Situation) -> BlockPlan:
-        return self.plan(s.tokens, str(s.q.device))
-
-    def plan(self, tokens: Tokens, device: str = "cpu") -> BlockPlan:
-        """The plan for ``tokens``, which is all it depends on. Raises ValueError without a grid."""
-        self.check(tokens)
-        return _plan(self, tokens, device)
-
-
-@remembered(8)
-def _plan(pattern: Radial, tokens: Tokens, device: str) -> BlockPlan:
-    assert tokens.grid is not None
-    frames, per_frame = tokens.grid[0], tokens.grid[1] * tokens.grid[2]
-    far = reach(frames, per_frame, pattern.block, pattern.decay, pattern.sink)
-    if pattern.spatial == "raster":
-        order = by_frame(tokens.count, pattern.block, tokens.grid, tokens.start, device)
-        rank = _raster_steps(-(-per_frame // pattern.block))
-        grid_mask = rank[None, :, None, :] <= far[:, None, :, None]
-    else:
-        tile = best_tile(tokens.grid, pattern.block)
-        order = by_tile(tokens.count, pattern.block, tokens.grid, tokens.start, tile, device)
-        steps = _raster_steps(order.grid_blocks // frames)
-        budget = (steps[None] <= np.arange(-1, len(steps))[:, None, None]).sum(-1)  # [reach + 1, block]: what raster reads
-        grid_mask = _tile_ranks(tokens.grid, tile)[None, :, None, :] < budget[far + 1].transpose(0, 2, 1)[:, :, :, None]
-    mask = torch.zeros(order.blocks, order.blocks, dtype=torch.bool)
-    mask[: order.grid_blocks, : order.grid_blocks] = torch.from_numpy(grid_mask.reshape(order.grid_blocks, -1))
-    mask = with_free(mask, order, order)
-    return from_bool(mask.to(device), order, order, tail=pattern.tail, capacity=int(mask.sum()))
+    def make(self, tokens: Tokens, device: str) -> BlockPlan:
+        assert tokens.grid is not None
+        frames, per_frame = tokens.grid[0], tokens.grid[1] * tokens.grid[2]
+        far = reach(frames, per_frame, self.block, self.decay, self.sink)
+        if self.spatial == "raster":
+            order = by_frame(tokens.count, self.block, tokens.grid, tokens.start, device)
+            rank = _raster_steps(-(-per_frame // self.block))
+            grid_mask = rank[None, :, None, :] <= far[:, None, :, None]
+        else:
+            tile = best_tile(tokens.grid, self.block)
+            order = by_tile(tokens.count, self.block, tokens.grid, tokens.start, tile, device)
+            steps = _raster_steps(order.grid_blocks // frames)
+            budget = (steps[None] <= np.arange(-1, len(steps))[:, None, None]).sum(-1)  # [reach + 1, block]: what raster reads
+            grid_mask = _tile_ranks(tokens.grid, tile)[None, :, None, :] < budget[far + 1].transpose(0, 2, 1)[:, :, :, None]
+        mask = torch.zeros(order.blocks, order.blocks, dtype=torch.bool)
+        mask[: order.grid_blocks, : order.grid_blocks] = torch.from_numpy(grid_mask.reshape(order.grid_blocks, -1))
+        mask = with_free(mask, order, order)
+        return from_bool(mask.to(device), order, order, tail=self.tail, capacity=int(mask.sum()))
 
 
 def reach(frames: int, per_frame: int, block: int, decay: float, sink: bool) -> np.ndarray:

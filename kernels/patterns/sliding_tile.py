@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,18 +19,17 @@ from ..blocks import BlockPlan
 from ..builders import from_bool
 from ..caching import remembered
 from ..order import Grid, by_tile
-from .base import Pattern, Situation, Tokens, with_free
+from .base import GeometryPattern, Tokens, with_free
 
 
 @dataclass(frozen=True)
-class SlidingTile(Pattern):
+class SlidingTile(GeometryPattern):
     """window: (t, y, x) in tiles. tile: (t, y, x) in tokens, or None for a compact one that wastes little.
 
     A window longer than the grid along an axis takes the whole axis.
     """
 
     name: ClassVar[str] = "sliding_tile"
-    reads: ClassVar[Literal["geometry", "q and k", "history"]] = "geometry"
     needs_grid: ClassVar[bool] = True
 
     window: Grid = (3, 3, 3)
@@ -47,26 +46,16 @@ class SlidingTile(Pattern):
         tile = "" if self.tile is None else "_t" + "x".join(map(str, self.tile))
         return f"{self.name}_b{self.block}_w{'x'.join(map(str, self.window))}{tile}"
 
-    def blocks(self, s: Situation) -> BlockPlan:
-        return self.plan(s.tokens, str(s.q.device))
-
-    def plan(self, tokens: Tokens, device: str = "cpu") -> BlockPlan:
-        """The plan for ``tokens``, which is all it depends on. Raises ValueError without a grid."""
-        self.check(tokens)
-        return _plan(self, tokens, device)
-
-
-@remembered(8)
-def _plan(pattern: SlidingTile, tokens: Tokens, device: str) -> BlockPlan:
-    assert tokens.grid is not None
-    tile = pattern.tile or compact_tile(tokens.grid, pattern.block)
-    order = by_tile(tokens.count, pattern.block, tokens.grid, tokens.start, tile, device)
-    t, y, x = (_reads(-(-n // size), w) for n, size, w in zip(tokens.grid, tile, pattern.window, strict=True))
-    box = t[:, None, None, :, None, None] & y[None, :, None, None, :, None] & x[None, None, :, None, None, :]
-    mask = torch.zeros(order.blocks, order.blocks, dtype=torch.bool)
-    mask[: order.grid_blocks, : order.grid_blocks] = box.reshape(order.grid_blocks, order.grid_blocks)
-    mask = with_free(mask, order, order)
-    return from_bool(mask.to(device), order, order, tail=pattern.tail, capacity=int(mask.sum()))
+    def make(self, tokens: Tokens, device: str) -> BlockPlan:
+        assert tokens.grid is not None
+        tile = self.tile or compact_tile(tokens.grid, self.block)
+        order = by_tile(tokens.count, self.block, tokens.grid, tokens.start, tile, device)
+        t, y, x = (_reads(-(-n // size), w) for n, size, w in zip(tokens.grid, tile, self.window, strict=True))
+        box = t[:, None, None, :, None, None] & y[None, :, None, None, :, None] & x[None, None, :, None, None, :]
+        mask = torch.zeros(order.blocks, order.blocks, dtype=torch.bool)
+        mask[: order.grid_blocks, : order.grid_blocks] = box.reshape(order.grid_blocks, order.grid_blocks)
+        mask = with_free(mask, order, order)
+        return from_bool(mask.to(device), order, order, tail=self.tail, capacity=int(mask.sum()))
 
 
 def _reads(tiles: int, window: int) -> Tensor:
