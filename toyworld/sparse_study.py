@@ -141,14 +141,21 @@ def plot(data: dict[str, Any], path: Path) -> None:
             at = [density for density, _ in rows]
             style = {"color": "#888888", "ls": "--"} if pattern == "random" else {"color": colours[i - 1]}
             axis.errorbar(at, mean, yerr=(mean - low, high - mean), marker="o", ms=4, capsize=3, label=pattern, **style)
+        if pattern in TAILS:
+            rows = [f"{pattern} {d:g} + tail" for d in DENSITIES if f"{pattern} {d:g} + tail" in data["rows"]]
+            for axis, measure in zip(axes, ("psnr", "iou"), strict=True):
+                at, mean = [data["density"][row] for row in rows], [column(data, row, measure).mean() for row in rows]
+                axis.plot(at, mean, "s:", mfc="white", ms=5, lw=1, color=colours[i - 1], label=f"{pattern} + tail")
     value, low, high = interval(column(data, "dense", "iou"))
-    axes[1].axhline(value, color="#222222", ls=":", label="dense")
+    axes[1].axhline(value, color="#222222", ls=":")
+    axes[1].annotate("dense", (0.02, value + 0.012), fontsize=9)
     axes[1].axhspan(low, high, color="#222222", alpha=0.07)
     for axis, title in zip(axes, ("PSNR of the frames to dense attention, dB", "shape IoU with the prompt's shape"), strict=True):
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("share of the pairs computed, dense search and refresh steps included")
         axis.grid(alpha=0.25)
-    axes[1].legend(fontsize=8, loc="lower right")
+    axes[0].legend(fontsize=8, loc="upper left", ncols=2)
+    axes[0].set_ylim(14, 52)
     figure.suptitle(f"Toy world, {data['clips']} paired prompts and seeds; bars are 95 % bootstrap intervals of the mean", fontsize=12)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
