@@ -27,6 +27,7 @@ import numpy
 
 from .measures import measure_clip
 from .sampling import sample_clips
+from .statistics import interval, paired_gain
 from .world import MOTIONS, random_caption
 
 HERE = Path(__file__).resolve().parent
@@ -126,13 +127,6 @@ def _key(clips: int) -> str:
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
-def interval(values: numpy.ndarray, draws: int = 4000) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over clips."""
-    rng = numpy.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
-    return float(values.mean()), float(numpy.quantile(means, 0.025)), float(numpy.quantile(means, 0.975))
-
-
 def column(data: dict[str, Any], row: str, measure: str) -> numpy.ndarray:
     """One measure of one row, clip by clip."""
     return numpy.array([m[measure] for m in data["rows"][row]], dtype=float)
@@ -159,8 +153,7 @@ def table(data: dict[str, Any]) -> str:
 
 
 def _gain(data: dict[str, Any], row: str, base: str, measure: str = "iou") -> str:
-    mean, low, high = interval(column(data, row, measure) - column(data, base, measure))
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return str(paired_gain(column(data, row, measure), column(data, base, measure)))
 
 
 def _best_riflex(data: dict[str, Any], times: str) -> str | None:

@@ -23,9 +23,11 @@ from typing import Any
 import numpy
 import torch
 
-from .length_study import NATIVE, RESULTS, _key, column, held_out, interval
+from .fidelity import fidelity
+from .length_study import NATIVE, RESULTS, _key, column, held_out
 from .measures import measure_clip
 from .sampling import sample_clips
+from .statistics import interval, paired_gain
 
 DENSITIES = (0.5, 0.25, 0.1)
 PATTERNS = ("random", "radial", "sliding_tile", "clear", "sla_topk", "draft", "sparsed", "adaspa", "rettention")
@@ -92,13 +94,9 @@ def _frames(work: list[tuple[str, int]], setting: tuple[str, float, str] | None)
 
 
 def _measures(frames: torch.Tensor, dense: torch.Tensor, work: list[tuple[str, int]]) -> list[dict[str, float]]:
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     out = []
     for clip, truth, (caption, _) in zip(frames, dense, work, strict=True):
-        error = float((clip - truth).square().mean())
-        similar = structural_similarity_index_measure(clip.permute(0, 3, 1, 2), truth.permute(0, 3, 1, 2), data_range=1.0)
-        found = {"psnr": min(99.0, -10 * numpy.log10(max(error, 1e-12))), "ssim": float(similar)} | measure_clip(clip, caption)
+        found = fidelity(clip, truth) | measure_clip(clip, caption)
         out.append({k: round(float(v), 5) for k, v in found.items()})
     return out
 
@@ -117,7 +115,7 @@ def table(data: dict[str, Any]) -> str:
         if row not in data["rows"]:
             continue
         mean, low, high = interval(column(data, row, "psnr"))
-        change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(column(data, row, "iou") - column(data, "dense", "iou")))
+        change = str(paired_gain(column(data, row, "iou"), column(data, "dense", "iou")))
         cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]", *(f"{column(data, row, k).mean():.3f}" for k in list(SHOWN)[1:])]
         lines.append(f"| {pattern}{' + tail' if tail != 'off' else ''} | {density:g} | {data['density'][row]:.2f} | " + " | ".join([*cells, change]) + " |")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,8 @@
 """The statistics of the length study, on numbers whose answer is known."""
 
 import numpy
-from attention_loom.toyworld.length_study import held_out, interval, table
+from attention_loom.toyworld.length_study import held_out, table
+from attention_loom.toyworld.statistics import interval
 
 
 def test_interval_covers_a_known_mean():
