@@ -21,6 +21,7 @@ from .plan import (
     Modulation,
     Probe,
     Rotation,
+    RowAffine,
     RowEdit,
 )
 from .probs import probs
@@ -43,6 +44,7 @@ __all__ = [
     "Modulation",
     "Probe",
     "Rotation",
+    "RowAffine",
     "RowEdit",
     "TokenOrder",
     "Trace",

@@ -54,6 +54,7 @@ class Call:
         bias = self.plan.key_bias
         sources = [self.q, self.k, self.v, *([bias] if bias is not None else [])]
         sources += [x for e in self.plan.extra_kv for x in (e.k, e.v, e.bias) if x is not None]
+        sources += [] if (affine := self.plan.row_affine) is None else [affine.scale, affine.residual]
         return torch.is_grad_enabled() and any(x.requires_grad for x in sources)
 
     @property

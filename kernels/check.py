@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .blocks import BlockPlan
-from .plan import AttentionPlan, ExtraKV, HeadMix, Labels, Modulation, Probe, Rotation, RowEdit
+from .plan import AttentionPlan, ExtraKV, HeadMix, Labels, Modulation, Probe, Rotation, RowAffine, RowEdit
 
 Size = int | tuple[int, ...] | None  # one size, any of several, anything
 
@@ -44,6 +44,8 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: floa
         _blocks(plan, q, k)
     for i, segment in enumerate(plan.extra_kv):
         _segment(f"extra_kv[{i}]", segment, q)
+    if plan.row_affine is not None:
+        _row_affine(plan.row_affine, q)
     for i, mix in enumerate(plan.head_mix):
         _head_mix(f"head_mix[{i}]", mix, q, k)
     for i, probe in enumerate(plan.probes):
@@ -139,6 +141,14 @@ def _segment(name: str, e: ExtraKV, q: Tensor) -> None:
         _fit(f"{name}.bias", e.bias, ((1, b), (1, h), e.k.shape[2]), q.device)
     if e.rows is not None:
         _fit(f"{name}.rows", e.rows, (nq,), q.device, torch.bool)
+
+
+def _row_affine(affine: RowAffine, q: Tensor) -> None:
+    b, h, nq, d = q.shape
+    _fit("row_affine.scale", affine.scale, ((1, b), (1, h), nq), q.device, torch.float32)
+    _fit("row_affine.residual", affine.residual, ((1, b), (1, h), nq, d), q.device)
+    if not affine.residual.is_floating_point():
+        raise ValueError(f"row_affine.residual has dtype {affine.residual.dtype}; expected a floating point type")
 
 
 def _head_mix(name: str, mix: HeadMix, q: Tensor, k: Tensor) -> None:

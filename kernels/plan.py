@@ -18,10 +18,12 @@ Semantics, in stage order, for admitted pairs (i, j)::
     pair (i,j) dropped unless allow_i has bit label_j                                    Labels
     pair (i,j) dropped unless its block is listed; or read as one mean per block (tail)   blocks
     out_i      =  softmax over admitted keys and extra segments, times v                 ExtraKV
+    out_i      <- f_i out_i + R_i                                                        RowAffine
     out_i      <- (1 - u_h) out_i + u_h target_i                                         HeadMix
     out_i      <- (1 - w) out_i + w source_i   on listed rows                            RowEdit
 
-A query with no admitted key yields 0 and a log-sum-exp of -inf, never NaN.
+A query with no admitted key yields 0 and a log-sum-exp of -inf, never NaN. The log-sum-exp is that of the softmax; no later
+stage changes it.
 
 A plan is data with one exception: a sparse pattern that chooses its blocks by looking at q and k stands in ``blocks`` as a
 :class:`kernels.sparse.Sparse` until they are there.
@@ -138,6 +140,18 @@ class ExtraKV:
 
 
 @dataclass(frozen=True, eq=False)
+class RowAffine:
+    """``out = scale * out + residual``, row by row (Re-ttention: what a sparse pattern is known to miss).
+
+    scale fp32 [B|1, H|1, Nq]; residual [B|1, H|1, Nq, D] of any floating type. Rows are query tokens in the call's own
+    order, whatever order the blocks have. A row without admitted keys becomes its residual.
+    """
+
+    scale: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class HeadMix:
     """``out = (1 - amount) * out + amount * target`` per head (SoftPAG).
 
@@ -189,6 +203,7 @@ class AttentionPlan:
     labels: Labels | None = None
     blocks: BlockPlan | Sparse | None = None
     extra_kv: tuple[ExtraKV, ...] = ()
+    row_affine: RowAffine | None = None
     head_mix: tuple[HeadMix, ...] = ()
     probes: tuple[Probe, ...] = ()
     row_edits: tuple[RowEdit, ...] = ()
@@ -233,7 +248,7 @@ class AttentionPlan:
                 raise ValueError(f"head range [{h0}:{h1}] splits a group of {group} query heads that share one key head")
             return x.narrow(1, h0 // group, (h1 - h0) // group)
 
-        rot, mod = self.rotation, self.modulation
+        rot, mod, affine = self.rotation, self.modulation, self.row_affine
         return replace(
             self,
             rotation=None if rot is None else replace(rot, freqs=cut(rot.freqs, 1)),
@@ -241,6 +256,7 @@ class AttentionPlan:
             key_bias=cut_if(self.key_bias, 1),
             extra_kv=tuple(replace(e, k=cut_kv(e.k), v=cut_kv(e.v), bias=cut_if(e.bias, 1)) for e in self.extra_kv),
             blocks=self.blocks.head_range(h0, h1) if isinstance(self.blocks, BlockPlan) else self.blocks,
+            row_affine=None if affine is None else RowAffine(cut(affine.scale, 1), cut(affine.residual, 1)),
             head_mix=tuple(replace(m, amount=cut(m.amount, 0)) for m in self.head_mix),
             row_edits=tuple(replace(e, values=cut_if(e.values, 1)) for e in self.row_edits),
         )

@@ -67,6 +67,8 @@ def reference_attend(
     if trace is not None:
         trace.probes.update(_probes(p, k.shape[2], plan))
 
+    if plan.row_affine is not None:
+        out = plan.row_affine.scale.to(dtype)[..., None] * out + plan.row_affine.residual.to(dtype)
     for mix in plan.head_mix:
         target = v if mix.target == "identity" else v.mean(2, keepdim=True)
         u = mix.amount.to(dtype)[:, None, None]

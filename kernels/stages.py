@@ -1,8 +1,8 @@
 """The stages of a plan that no kernel needs to know: they run before and after the core of a call.
 
 A backend only has to give ``(o, lse)`` for the logit parts (modulation, key_bias, labels, blocks); rotation, extra segments,
-probes, head mix and row edits are the same code for all of them. A backend that can do some of it in the same pass names
-these stages (:data:`FUSABLE`) and finds them in the plan it is given.
+probes, row affine, head mix and row edits are the same code for all of them. A backend that can do some of it in the same
+pass names these stages (:data:`FUSABLE`) and finds them in the plan it is given.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .caching import with_part
 from .chunked import BUDGET, BYTES_PER_PAIR, MOST_ROWS
 from .logits import KeySet, LogitRule
 from .merge import merge
-from .plan import AttentionPlan, ExtraKV, HeadMix, Probe, RowEdit
+from .plan import AttentionPlan, ExtraKV, HeadMix, Probe, RowAffine, RowEdit
 from .tail import tail_attend
 
 Core = Callable[[Tensor, Tensor, Tensor, AttentionPlan, bool], tuple[Tensor, Tensor | None]]
 """(q, k, v, plan of logit parts, lse wanted) -> (o, lse or None)."""
 
 CORE_PARTS = frozenset({"modulation", "key_bias", "labels", "blocks"})
-AROUND = frozenset({"rotation", "head_mix", "row_edits"})
+AROUND = frozenset({"rotation", "row_affine", "head_mix", "row_edits"})
 """Parts that run around any core, even one that is a foreign dense call."""
 WITH_LSE = frozenset({"extra_kv", "probes"})
 """Parts that run around a core that returns its log-sum-exp."""
-FUSABLE = frozenset({"extra_kv", "tail", "head_mix"})
-"""Stages a backend may take over: up to :data:`FUSED_SEGMENTS` segments, a tail read by rows, one head mix."""
+FUSABLE = frozenset({"extra_kv", "tail", "row_affine", "head_mix"})
+"""Stages a backend may take over: up to :data:`FUSED_SEGMENTS` segments, a tail read by rows, a row affine, one head mix."""
 FUSED_SEGMENTS = 2
 
 
@@ -46,46 +46,64 @@ def run_stages(
     if plan.rotation is not None:
         q, k, v = _rotated(q, k, v, plan)
     need_lse = return_lse or bool(plan.features & WITH_LSE)
-    inner, segments, mixes = _fuse(plan, fused)
+    inner, left = _fuse(plan, fused)
 
     def with_tail(q: Tensor, k: Tensor, v: Tensor, part: AttentionPlan, lse_wanted: bool) -> tuple[Tensor, Tensor | None]:
         blocks = part.blocks
-        if not isinstance(blocks, BlockPlan) or blocks.tail == "off" or ("tail" in fused and blocks.tail == "row"):
+        if not _tail_left(blocks, fused):
             return core(q, k, v, part, lse_wanted)
+        assert isinstance(blocks, BlockPlan)
         # kept with the plan: lists are cached by identity
         read = with_part(blocks, "without tail", lambda: replace(blocks, tail="off"))
         o, lse = core(q, k, v, replace(part, blocks=read), True)
         assert lse is not None
         return merge(o, lse, *tail_attend(q, k, v, blocks, scale))
 
+    def with_affine(q: Tensor, k: Tensor, v: Tensor, part: AttentionPlan, lse_wanted: bool) -> tuple[Tensor, Tensor | None]:
+        affine = part.row_affine
+        if affine is None or ("row_affine" in fused and not _tail_left(part.blocks, fused)):
+            return with_tail(q, k, v, part, lse_wanted)
+        o, lse = with_tail(q, k, v, part.without("row_affine"), lse_wanted)
+        return _apply_row_affine(o, affine), lse
+
     if plan.blocks is None or isinstance(plan.blocks, BlockPlan):
         o, lse = with_tail(q, k, v, inner, need_lse)
     else:
-        o, lse = plan.blocks.run(q, k, v, inner.without("blocks"), scale, with_tail, need_lse, backend)
-    for segment in segments:
+        o, lse = plan.blocks.run(q, k, v, inner.without("blocks"), scale, with_affine, need_lse, backend)
+    for segment in left.extra_kv:
         assert lse is not None
         o, lse = merge(o, lse, *_segment(q, segment, core))
     probes = read_probes(q, k, lse, plan, scale) if plan.probes and lse is not None else {}
-    for mix in mixes:
+    if left.row_affine is not None:
+        o = _apply_row_affine(o, left.row_affine)
+    for mix in left.head_mix:
         o = _mix_heads(o, v, mix)
     if plan.row_edits:
         o = _edit_rows(o, plan.row_edits)
     return o, (lse if return_lse else None), probes
 
 
-def _fuse(plan: AttentionPlan, fused: frozenset[str]) -> tuple[AttentionPlan, tuple[ExtraKV, ...], tuple[HeadMix, ...]]:
-    """(plan for the core, segments left to merge, head mixes left to do)."""
-    inner = plan.without(*(AROUND | WITH_LSE))
+def _fuse(plan: AttentionPlan, fused: frozenset[str]) -> tuple[AttentionPlan, AttentionPlan]:
+    """(plan for the core, the whole plan less the stages the core takes over)."""
+    inner, left = plan.without(*(AROUND | WITH_LSE)), plan
     if not isinstance(plan.blocks, BlockPlan | None):
         # A pattern may call the core several times for one result: what is not part of each of them stays outside.
-        return inner, plan.extra_kv, plan.head_mix
-    segments, mixes = plan.extra_kv, plan.head_mix
+        return inner, left
     if "extra_kv" in fused:
-        inner, segments = replace(inner, extra_kv=segments[:FUSED_SEGMENTS]), segments[FUSED_SEGMENTS:]
-    tail_done = plan.blocks is None or plan.blocks.tail == "off" or ("tail" in fused and plan.blocks.tail == "row")
-    if "head_mix" in fused and len(mixes) == 1 and not segments and tail_done:
-        inner, mixes = replace(inner, head_mix=mixes), ()
-    return inner, segments, mixes
+        inner, left = replace(inner, extra_kv=plan.extra_kv[:FUSED_SEGMENTS]), replace(left, extra_kv=plan.extra_kv[FUSED_SEGMENTS:])
+    if left.extra_kv or _tail_left(plan.blocks, fused):
+        return inner, left
+    # The softmax is whole: what follows it may be taken over, in its order.
+    if "row_affine" in fused:
+        inner, left = replace(inner, row_affine=plan.row_affine), replace(left, row_affine=None)
+    if "head_mix" in fused and left.row_affine is None and len(plan.head_mix) == 1:
+        inner, left = replace(inner, head_mix=plan.head_mix), replace(left, head_mix=())
+    return inner, left
+
+
+def _tail_left(blocks: object, fused: frozenset[str]) -> bool:
+    """Whether ``blocks`` have a tail that the core does not read."""
+    return isinstance(blocks, BlockPlan) and blocks.tail != "off" and not ("tail" in fused and blocks.tail == "row")
 
 
 def rotate(x: Tensor, delta: Tensor, freqs: Tensor, pairing: str) -> Tensor:
@@ -131,6 +149,15 @@ def _mix_heads(o: Tensor, v: Tensor, mix: HeadMix) -> Tensor:
     if mix.rows is not None:
         mixed = torch.where(mix.rows[:, None], mixed, grouped)
     return mixed.flatten(1, 2)
+
+
+def _apply_row_affine(o: Tensor, affine: RowAffine) -> Tensor:
+    """``scale * o + residual`` in fp32, in o's dtype and layout; a head at a time, so that the fp32 stays small beside o."""
+    out = torch.empty_like(o)
+    for h in range(o.shape[1]):
+        scale, residual = (x[:, h if x.shape[1] > 1 else 0] for x in (affine.scale, affine.residual))
+        out[:, h] = (scale[..., None] * o[:, h] + residual).to(o.dtype)
+    return out
 
 
 def _edit_rows(o: Tensor, edits: tuple[RowEdit, ...]) -> Tensor:

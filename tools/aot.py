@@ -59,17 +59,18 @@ FEATURES: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "window": ((*ORDERED, "partial_ptr", "partial_col", "place_q", "place_k"), {"element": 1}),
     "bits": ((*ORDERED, "partial_ptr", "partial_col", "bit_words", "bit_ids", "key_bias"), {"element": 4}),
     "segments": ((*ORDERED, "seg0_k", "seg0_v", "seg0_bias", "seg1_k", "seg1_v", "seg1_rows", "unread", "mix_amount"), {"tail": 1, "mix": 1}),
+    "affine": ((*ORDERED, "row_scale", "residual"), {"splits": 2}),
     "all": ((*ORDERED, "partial_ptr", "partial_col", "place_q", "place_k", *TABLE, "kbar", "seg0_k", "seg0_v"), {"element": 1, "positive_only": 1}),
 }
 TYPES = {
-    "*fp32": ("kbar", "head_scale", "key_bias", "frame_factors", "distance_factors", "seg0_bias", "seg1_bias", "k_mean", "v_mean", "mix_mean", "mix_amount", "part_o", "part_lse", "lse"),
+    "*fp32": ("kbar", "head_scale", "row_scale", "key_bias", "frame_factors", "distance_factors", "seg0_bias", "seg1_bias", "k_mean", "v_mean", "mix_mean", "mix_amount", "part_o", "part_lse", "lse"),
     "*i16": ("frame_q", "frame_k", "col", "partial_col"),
     "*u8": ("frame_table", "distance_table", "seg0_rows", "seg1_rows", "mix_rows", "unread"),
     "*i8": ("label_k",),
     "*i64": ("allow_q",),
     "fp32": ("scale", "radius2", "frame_scale"),
 }  # fmt: skip
-OF_INPUT = ("q", "k", "v", "o", "mix_v", "seg0_k", "seg0_v", "seg1_k", "seg1_v")
+OF_INPUT = ("q", "k", "v", "o", "residual", "mix_v", "seg0_k", "seg0_v", "seg1_k", "seg1_v")
 
 
 def import_pack():
@@ -144,8 +145,8 @@ def compile_pass(arch: str, name: str, dtype: str = "bf16"):
     kernel = permute.permute_kernel if name == "permute" else epilogue.merge_kernel
     constants: dict[str, Any] = {"D": 128, "BLOCK_D": 128, "BLOCK": 128, "STEP": 32, "ORDERED": True, "POOL": True}
     if name == "merge":
-        constants = {"D": 128, "BLOCK_D": 128, "BLOCK_M": 128, "Q_ORDERED": True, "MIX": 1, "MIX_ROWS": True}
-    of_input, fp32 = {"k", "v", "k_out", "v_out", "o"}, {"k_mean", "v_mean", "part_o", "part_lse", "lse", "mix_amount"}
+        constants = {"D": 128, "BLOCK_D": 128, "BLOCK_M": 128, "Q_ORDERED": True, "AFFINE": True, "MIX": 1, "MIX_ROWS": True}
+    of_input, fp32 = {"k", "v", "k_out", "v_out", "o", "residual"}, {"k_mean", "v_mean", "part_o", "part_lse", "lse", "row_scale", "mix_amount"}
     pointers = dict.fromkeys(of_input, f"*{dtype}") | dict.fromkeys(fp32, "*fp32") | {"perm": "*i32", "perm_q": "*i32", "mix_rows": "*u8"}
     signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..blocks import BlockPlan, Tail, TokenOrder
 from ..caching import remembered
-from ..plan import AttentionPlan
+from ..plan import AttentionPlan, RowAffine
 
 Core = Callable[[Tensor, Tensor, Tensor, AttentionPlan, bool], tuple[Tensor, Tensor | None]]
 """(q, k, v, plan of logit parts, lse wanted) -> (o, lse or None): runs any plan on the backend of the call."""
@@ -121,11 +121,11 @@ class Pattern(ABC):
         """(o, lse if wanted) of the call. Patterns with a history decide here between searching and reusing."""
         return self.sparse(s, core, self.blocks(s))
 
-    def sparse(self, s: Situation, core: Core, blocks: BlockPlan, lse: bool | None = None) -> tuple[Tensor, Tensor | None]:
-        """Run one plan of blocks and note it."""
+    def sparse(self, s: Situation, core: Core, blocks: BlockPlan, lse: bool | None = None, affine: RowAffine | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run one plan of blocks and note it. affine: applied to what the blocks give."""
         s.note = s.note or "sparse"
         s.densities.append(blocks.density())
-        return core(s.q, s.k, s.v, replace(s.plan, blocks=blocks), s.lse if lse is None else lse)
+        return core(s.q, s.k, s.v, replace(s.plan, blocks=blocks, row_affine=affine), s.lse if lse is None else lse)
 
 
 @dataclass(frozen=True)

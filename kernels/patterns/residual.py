@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..plan import RowAffine
+
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
@@ -50,6 +52,10 @@ class Residual:
                 r = r / _per_row(scales[-1], scaled, r.shape[1])
             values[:, h] = (r.round() if values.dtype == torch.int8 else r).to(values.dtype)
         return Residual(values, torch.stack(scales, 1) if scales else None)
+
+    def affine(self, ratio: Tensor) -> RowAffine | None:
+        """``ratio * o + R`` as a part of the attention call; None where R is packed and :meth:`repair` has to do it."""
+        return None if self.scales is not None else RowAffine(ratio, self.values)
 
     def repair(self, o: Tensor, ratio: Tensor) -> Tensor:
         """``ratio * o + R`` in o's dtype and layout; o [b, H, N, D], ratio fp32 [b, H, N]."""

@@ -179,11 +179,12 @@ class Rettention(Pattern):
     def _between(self, s: Situation, core: Core, last: Refresh) -> tuple[Tensor, Tensor | None]:
         if last.residual is None or last.ratio is None:
             return self.sparse(s, core, _with_tail(self.blocks(s), self._tail(s)))
-        o, lse = self.sparse(s, core, _exact(self.blocks(s)))
         ratio = grown(last.ratio, position(s.moment) - last.step, self._growth(s.tokens))
+        affine = last.residual.affine(ratio)
+        o, lse = self.sparse(s, core, _exact(self.blocks(s)), affine=affine)
         if lse is not None:
             lse = _whole_lse(lse, ratio, last.lse_full)
-        return last.residual.repair(o, ratio), lse
+        return (last.residual.repair(o, ratio) if affine is None else o), lse
 
     def _growth(self, tokens: Tokens) -> float:
         if self.growth is not None:

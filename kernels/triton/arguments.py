@@ -60,6 +60,8 @@ class Tensors:
     seg1_bias: Tensor | None = None
     seg1_rows: Tensor | None = None
     unread: Tensor | None = None
+    row_scale: Tensor | None = None
+    residual: Tensor | None = None
     mix_mean: Tensor | None = None
     mix_amount: Tensor | None = None
     mix_rows: Tensor | None = None
@@ -119,7 +121,7 @@ class Scalars:
 
 
 def gather(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, s: Settings, tokens_first: bool) -> tuple[Tensors, Numbers, Scalars]:
-    """The arguments of one call: logit parts of ``plan``, up to two segments, a tail read by rows, one head mix.
+    """The arguments of one call: logit parts of ``plan``, up to two segments, a tail read by rows, a row affine, one head mix.
 
     Nothing here waits for the device, and what follows from immutable parts of the plan is made once.
     """
@@ -142,6 +144,9 @@ def gather(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, s
             numbers["tail"] = True
     for i, segment in enumerate(plan.extra_kv[:SEGMENTS]):
         tensors |= _segment(segment, i)
+    if (affine := plan.row_affine) is not None:
+        missed = affine.residual
+        tensors |= {"row_scale": affine.scale.contiguous(), "residual": missed if missed.stride(-1) == 1 else missed.contiguous()}
     for mix in plan.head_mix[:1]:
         tensors |= {"mix_amount": mix.amount.float().contiguous(), "mix_rows": None if mix.rows is None else mix.rows.view(torch.uint8)}
         numbers["mix"] = 1 if mix.target == "identity" else 2

@@ -1,4 +1,4 @@
-"""Device code for the end of a tile of queries: head mix, then the store in source order; and the merge of split rows."""
+"""Device code for the end of a tile of queries: row affine, head mix, then the store in source order; and the merge of split rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ LN2 = tl.constexpr(0.6931471805599453)
 def finish_rows(
     out, row_lse, token, live_row, b, h, heads, group, n_q, dims, live_dim,
     o, lse, o_sb, o_sh, o_sn,
+    row_scale, row_scale_sb, row_scale_sh, residual, residual_sb, residual_sh, residual_sn,
     v, v_sb, v_sh, v_sn, v_mean, mix_amount, mix_rows,
-    D: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
+    D: tl.constexpr, AFFINE: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store ``out`` fp32 [M, D] and ``row_lse`` fp32 [M] at tokens ``token``, dead rows left out.
 
+    AFFINE: times row_scale fp32 [.., Nq], plus residual [.., Nq, D], by strides (last 1).
     MIX: 0 none, 1 towards the token's own value in ``v``, 2 towards ``v_mean`` fp32 [B, Hk, D]; mix_amount fp32 [heads];
     MIX_ROWS: only where mix_rows uint8 [Nq] is set.
     """
     inside = live_row[:, None] & live_dim[None, :]
+    if AFFINE:
+        row_factor = tl.load(row_scale + b * row_scale_sb + h * row_scale_sh + token, mask=live_row, other=0.0)
+        missed = tl.load(residual + b * residual_sb + h * residual_sh + token[:, None] * residual_sn + dims[None, :], mask=inside, other=0.0)
+        out = row_factor[:, None] * out + missed.to(tl.float32)
     if MIX > 0:
         u = tl.load(mix_amount + h)
         if MIX == 1:
@@ -37,11 +43,11 @@ def finish_rows(
 
 @triton.jit
 def merge_kernel(
-    part_o, part_lse, perm_q, o, lse, v, v_mean, mix_amount, mix_rows,
-    o_sb, o_sh, o_sn, v_sb, v_sh, v_sn,
+    part_o, part_lse, perm_q, o, lse, row_scale, residual, v, v_mean, mix_amount, mix_rows,
+    o_sb, o_sh, o_sn, row_scale_sb, row_scale_sh, residual_sb, residual_sh, residual_sn, v_sb, v_sh, v_sn,
     heads, group, n_q, tiles, splits, place0,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    Q_ORDERED: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
+    Q_ORDERED: tl.constexpr, AFFINE: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
 ):  # fmt: skip
     """One program per (batch element, head, tile of split rows): the parts are added in the order of their keys.
 
@@ -73,5 +79,6 @@ def merge_kernel(
     row_lse = tl.where(seen, (m + tl.math.log2(divisor)) * LN2, float("-inf"))
     finish_rows(
         acc / divisor[:, None], row_lse, token, live_row, b, h, heads, group, n_q, dims, live_dim,
-        o, lse, o_sb, o_sh, o_sn, v, v_sb, v_sh, v_sn, v_mean, mix_amount, mix_rows, D, MIX, MIX_ROWS,
+        o, lse, o_sb, o_sh, o_sn, row_scale, row_scale_sb, row_scale_sh, residual, residual_sb, residual_sh, residual_sn,
+        v, v_sb, v_sh, v_sn, v_mean, mix_amount, mix_rows, D, AFFINE, MIX, MIX_ROWS,
     )  # fmt: skip

@@ -42,7 +42,7 @@ def forward_kernel(
     items, head_map, bounds, col, partial_ptr, partial_col, chunk,
     perm_q, k_valid, place_q, place_k, bit_words, bit_ids,
     seg0_k, seg0_v, seg0_bias, seg0_rows, seg1_k, seg1_v, seg1_bias, seg1_rows,
-    k_mean, v_mean, unread,
+    k_mean, v_mean, unread, row_scale, residual,
     mix_v, mix_mean, mix_amount, mix_rows,
     part_o, part_lse,
     q_sb, q_sh, q_sn,
@@ -50,7 +50,7 @@ def forward_kernel(
     v_sb, v_sh, v_sn,
     o_sb, o_sh, o_sn,
     mix_sb, mix_sh, mix_sn,
-    bias_sb, bias_sh, bias_sn,
+    bias_sb, bias_sh, bias_sn, row_scale_sb, row_scale_sh, residual_sb, residual_sh, residual_sn,
     label_sb, allow_sb, map_sb, map_sh, head_scale_sh,
     seg0_sb, seg0_group, seg0_n, seg0_bias_sb, seg0_bias_sh,
     seg1_sb, seg1_group, seg1_n, seg1_bias_sb, seg1_bias_sh,
@@ -67,7 +67,7 @@ def forward_kernel(
     POSITIVE_ONLY: tl.constexpr, CENTER: tl.constexpr, HEAD_SCALE: tl.constexpr, BIAS: tl.constexpr,
     SEG0: tl.constexpr, SEG0_BIAS: tl.constexpr, SEG0_ROWS: tl.constexpr,
     SEG1: tl.constexpr, SEG1_BIAS: tl.constexpr, SEG1_ROWS: tl.constexpr,
-    TAIL: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
+    TAIL: tl.constexpr, AFFINE: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
     POSITIVE_SCALE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """q [B,H,Nq,D], k, v [B,Hk,Nk,D] by strides (last 1); o like q; lse fp32 [B,H,Nq] contiguous, natural logarithm.
@@ -258,5 +258,6 @@ def forward_kernel(
         live_row = live_row & (tile < split_from)
     finish_rows(
         out, row_lse, token, live_row, b, h, heads, group, n_q, dims, live_dim,
-        o, lse, o_sb, o_sh, o_sn, mix_v, mix_sb, mix_sh, mix_sn, mix_mean, mix_amount, mix_rows, D, MIX, MIX_ROWS,
+        o, lse, o_sb, o_sh, o_sn, row_scale, row_scale_sb, row_scale_sh, residual, residual_sb, residual_sh, residual_sn,
+        mix_v, mix_sb, mix_sh, mix_sn, mix_mean, mix_amount, mix_rows, D, AFFINE, MIX, MIX_ROWS,
     )  # fmt: skip

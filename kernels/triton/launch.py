@@ -84,7 +84,7 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: S
             **{name: getattr(t, name) for name in _KERNEL_TENSORS},
             k_mean=k_mean, v_mean=v_mean, mix_v=source_v, part_o=part_o, part_lse=part_lse,
             **_strides("q", q, 3), **_strides("k", k, 3), **_strides("v", v, 3), **_strides("o", o, 3), **_strides("mix", source_v, 3),
-            **_strides("bias", t.key_bias, 3),
+            **_strides("bias", t.key_bias, 3), **_strides("row_scale", t.row_scale, 2), **_strides("residual", t.residual, 3),
             label_sb=_stride(t.label_k, 0), allow_sb=_stride(t.allow_q, 0),
             map_sb=_stride(t.head_map, 0), map_sh=_stride(t.head_map, 1), head_scale_sh=_stride(t.head_scale, 0),
             **_segment_sizes("seg0", t.seg0_k, t.seg0_bias, heads), **_segment_sizes("seg1", t.seg1_k, t.seg1_bias, heads),
@@ -114,7 +114,7 @@ def constants(t: Tensors, n: Numbers, width: int, how: str, *, positive_scale: b
         "BIAS": t.key_bias is not None,
         "SEG0": _segment_step(t.seg0_k, n), "SEG0_BIAS": t.seg0_bias is not None, "SEG0_ROWS": t.seg0_rows is not None,
         "SEG1": _segment_step(t.seg1_k, n), "SEG1_BIAS": t.seg1_bias is not None, "SEG1_ROWS": t.seg1_rows is not None,
-        "TAIL": bool(n.tail), "MIX": n.mix, "MIX_ROWS": t.mix_rows is not None,
+        "TAIL": bool(n.tail), "AFFINE": t.residual is not None, "MIX": n.mix, "MIX_ROWS": t.mix_rows is not None,
         "POSITIVE_SCALE": positive_scale, "UPCAST": upcast, "PRECISION": how,
     }  # fmt: skip
 
@@ -146,11 +146,11 @@ def _merge_parts(part_o: Tensor, part_lse: Tensor, o: Tensor, lse: Tensor, v: Te
     step = min(n.block_m, 32)  # all parts of a row pass through its registers
     tiles, heads = rows // step, o.shape[1]
     merge_kernel[(o.shape[0] * heads * tiles,)](
-        part_o, part_lse, t.perm_q, o, lse, v, t.mix_mean, t.mix_amount, t.mix_rows,
-        **_strides("o", o, 3), **_strides("v", v, 3),
+        part_o, part_lse, t.perm_q, o, lse, t.row_scale, t.residual, v, t.mix_mean, t.mix_amount, t.mix_rows,
+        **_strides("o", o, 3), **_strides("row_scale", t.row_scale, 2), **_strides("residual", t.residual, 3), **_strides("v", v, 3),
         heads=heads, group=heads // v.shape[1], n_q=o.shape[2], tiles=tiles, splits=n.splits, place0=n.split_from * n.block_m,
         D=width, BLOCK_D=padded_width(width), BLOCK_M=step,
-        Q_ORDERED=t.perm_q is not None, MIX=n.mix, MIX_ROWS=t.mix_rows is not None,
+        Q_ORDERED=t.perm_q is not None, AFFINE=t.residual is not None, MIX=n.mix, MIX_ROWS=t.mix_rows is not None,
         num_warps=4,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from attention_loom.kernels import (
     Labels,
     Modulation,
     Rotation,
+    RowAffine,
     RowEdit,
     Window,
 )
@@ -138,6 +139,15 @@ def mixes(s: Shape, target: str, *, rows: bool = False) -> HeadMix:
     return HeadMix(amount.to(DEVICE), target, (torch.arange(s.n_q) % 2 == 0).to(DEVICE) if rows else None)
 
 
+def affine(s: Shape, dtype=torch.float32, *, batch: int = 0, heads: int = 0, layout: str = "bhnd") -> RowAffine:
+    """Factors in [0, 1] and a residual of the size of the values; batch, heads: 1 to share it, 0 for one of their own."""
+    g, (b, h) = _g(5), (batch or s.batch, heads or s.heads)
+    scale, residual = torch.rand(b, h, s.n_q, generator=g), torch.randn(b, h, s.n_q, s.width, generator=g).to(dtype)
+    if layout == "bnhd":
+        residual = residual.transpose(1, 2).contiguous().transpose(1, 2)
+    return RowAffine(scale.to(DEVICE), residual.to(DEVICE))
+
+
 def edits(s: Shape, dtype) -> tuple[RowEdit, ...]:
     g = _g(4)
     values = torch.randn(1, s.heads, 4, s.width, generator=g).to(dtype).to(DEVICE)
@@ -173,6 +183,7 @@ def everything(s: Shape, dtype) -> AttentionPlan:
         key_bias=key_bias(s),
         labels=labels(s, count=2),
         extra_kv=(segment(s, dtype), segment(s, dtype, length=33, bias=False, rows=True)),
+        row_affine=affine(s, dtype),
         head_mix=(mixes(s, "identity", rows=True),),
         row_edits=edits(s, dtype),
     )
@@ -249,6 +260,9 @@ CASES = [
     ),
     Case("mix-identity", lambda s, t: AttentionPlan(head_mix=(mixes(s, "identity"),)), Shape(2, 4, 2, 63)),
     Case("mix-mean-rows", lambda s, t: AttentionPlan(head_mix=(mixes(s, "mean", rows=True),)), Shape(heads=3), half),
+    Case("affine", lambda s, t: AttentionPlan(row_affine=affine(s)), Shape(2, 4, 2, 63, 100, 40), layout="bnhd"),
+    Case("affine-shared-bf16-kept", lambda s, t: AttentionPlan(row_affine=affine(s, bf16, batch=1, heads=1)), Shape(2), half),
+    Case("affine-empty-rows", lambda s, t: AttentionPlan(labels=labels(s, empty_rows=True), row_affine=affine(s)), Shape(heads=1)),
     Case("edits", lambda s, t: AttentionPlan(row_edits=edits(s, t)), Shape(batch=2)),
     Case("everything", everything, Shape(2, 2, 1, 127)),
     Case("everything-bf16", everything, Shape(1, 2, 2, 127, width=40), bf16, "bnhd"),
@@ -298,6 +312,14 @@ CASES = [
         VIDEO,
     ),
     Case("blocks-mix-identity", lambda s, t: blocks(s, AttentionPlan(head_mix=(mixes(s, "identity", rows=True),)), order="tile"), VIDEO),
+    Case("blocks-affine", lambda s, t: blocks(s, AttentionPlan(row_affine=affine(s, layout="bnhd")), order="tile", groups=2), VIDEO, layout="bnhd"),
+    Case("blocks-affine-bf16", lambda s, t: blocks(s, AttentionPlan(row_affine=affine(s, t)), order="frame"), VIDEO, bf16),
+    Case(
+        "blocks-tail-affine-segment-mix",
+        lambda s, t: blocks(s, AttentionPlan(extra_kv=(segment(s, t),), row_affine=affine(s), head_mix=(mixes(s, "mean"),)), order="frame", tail="row"),
+        VIDEO,
+    ),
+    Case("blocks-affine-tail-centroid", lambda s, t: blocks(s, AttentionPlan(row_affine=affine(s)), order="tile", tail="centroid"), VIDEO),
     Case("blocks-everything", block_everything, Shape(2, 2, 1, 118, width=32)),
 ]
 

@@ -31,6 +31,7 @@ def test_public_names_are_frozen():
         "Modulation",
         "Probe",
         "Rotation",
+        "RowAffine",
         "RowEdit",
         "TokenOrder",
         "Trace",
