@@ -117,7 +117,8 @@ def int8_forward_kernel(
         else:
             q_tile = tl.load(q8 + ((b * heads + h) * rows_q + place_q)[:, None] * D + dims[None, :])
             factor = tl.load(q_scale + (b * heads + h) * tiles_q + tile) * scale * LOG2E
-        for step in range(0, steps):
+        # Words of bits, gathered per pair, are not worth buffering ahead: beside wide keys they overfill the shared memory of small GPUs.
+        for step in tl.range(0, steps, num_stages=1 if PASS >= 2 and ELEMENT == 4 else None):
             block = step // SUB_N
             if LISTED:
                 block = tl.load((partial_col if PASS >= 2 else col) + entry + block).to(tl.int32)
