@@ -1,7 +1,8 @@
 """One knob for all patterns: the share of the attention that is computed.
 
-Patterns that select take it as it is. Patterns of geometry have a parameter of their own (a band, a radius, a window), which
-is fitted: the largest setting whose counted density stays within the share asked for, or the smallest there is, said.
+It counts pairs of grid tokens; text and references come on top, since they are read anyway. Patterns that select take it as
+it is. Patterns of geometry have a parameter of their own (a band, a radius, a window), which is fitted: the largest setting
+whose counted density stays within the share asked for, or the smallest there is. What is computed beyond the share is said.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .clear import Clear
 from .radial import Radial
 from .rettention import Rettention
 from .sliding_tile import SlidingTile, compact_tile
+from .sparsed import SparseD
 
 NAMES = ["radial", "draft", "adaspa", "sparsed", "rettention", "sla_topk", "clear", "sliding_tile"]
 """In the order users see. "dense" and "random" exist for tests and benchmarks."""
@@ -36,6 +38,8 @@ NEAR = 0.8
 """A sliding window may be this much smaller than the largest that fits, to be more even along the axes."""
 STEPS = 20
 """Sizes of sliding windows that are tried."""
+UNSAID = 0.1
+"""What may be computed beyond the share asked for without a word about it."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,24 @@ class Choice:
 
 @remembered(64)
 def fit(choice: Choice, tokens: Tokens) -> tuple[Pattern, str]:
-    """(the pattern for these tokens, a sentence where the density asked for cannot be had, or "").
+    """(the pattern for these tokens, sentences where the density asked for cannot be had, or "").
 
     Raises ValueError with one clear sentence where the pattern has no meaning for the tokens.
     """
+    pattern, note = _fitted(choice, tokens)
+    return pattern, "; ".join(n for n in (note, _forced(choice, tokens)) if n)
+
+
+def _forced(choice: Choice, tokens: Tokens) -> str:
+    """A sentence where the tokens outside of the grid alone are a good part of the attention."""
+    always = 0.0 if tokens.grid is None else 1 - (tokens.inside / tokens.count) ** 2
+    own_budget = choice.name == "sparsed" and tokens.free > SparseD.keep_context
+    if own_budget or always * (1 - choice.density) <= UNSAID:
+        return ""
+    return f"{100 * always:.0f}% of the pairs belong to text and reference tokens, which are always computed; the density {choice.density:g} counts for the others"
+
+
+def _fitted(choice: Choice, tokens: Tokens) -> tuple[Pattern, str]:
     kind, block = choice.kind, choice.block or block_size(tokens)
     common: dict[str, Any] = {"block": block, "tail": choice.tail}
     if kind.needs_grid and tokens.grid is None:
@@ -103,7 +121,7 @@ def block_size(tokens: Tokens) -> int:
 def _base(choice: Choice, tokens: Tokens, block: int) -> tuple[Pattern, str]:
     """What Re-ttention repairs: radial for a video, a window on the place inside the picture otherwise."""
     if tokens.grid is not None and tokens.grid[0] > 2:
-        return fit(replace(choice, name="radial", block=block, tail="off"), tokens)
+        return _fitted(replace(choice, name="radial", block=block, tail="off"), tokens)
     return FrameBand(density=choice.density, block=block), ""
 
 
@@ -113,16 +131,25 @@ def _geometry(choice: Choice, tokens: Tokens, common: dict[str, Any]) -> tuple[P
 
 
 def _largest_within(choice: Choice, tokens: Tokens, candidates: Sequence[Callable[[], Pattern]]) -> tuple[Pattern, str]:
-    """The last of ``candidates``, in order of density, that computes no more than was asked for."""
+    """The last of ``candidates``, in order of density, that computes no more than was asked for on the grid.
+
+    Counted with the others, a reference picture would use up the whole share and leave the picture the least setting there is.
+    """
+    grid = on_grid(tokens)
 
     def counted(i: int) -> float:
-        return float(candidates[i]().plan(tokens).density())  # type: ignore[attr-defined]
+        return float(candidates[i]().plan(grid).density())  # type: ignore[attr-defined]
 
     most = bisect_right(range(len(candidates)), choice.density + 1e-6, key=counted)
     if most:
         return candidates[most - 1](), ""
     floor = f"{choice.name} computes {100 * counted(0):.0f}% of the pairs at the least here, more than the density {choice.density:g} asked for"
     return candidates[0](), floor + "; a longer or larger latent lowers it"
+
+
+def on_grid(tokens: Tokens) -> Tokens:
+    """The grid without the tokens before and behind it."""
+    return Tokens(tokens.inside, tokens.grid)
 
 
 def _radial(choice: Choice, tokens: Tokens, common: dict[str, Any]) -> tuple[Pattern | None, Sequence[Callable[[], Pattern]]]:
@@ -137,7 +164,7 @@ def _radial(choice: Choice, tokens: Tokens, common: dict[str, Any]) -> tuple[Pat
 
 def _clear(choice: Choice, tokens: Tokens, common: dict[str, Any]) -> tuple[Pattern, str]:
     """By the share of pairs inside the circle: computed blocks at its rim come on top, and fitting those would shrink the
-    circle to a point wherever a tile is larger than the share.
+    circle to a point wherever a tile is larger than the share. So it is said how much they are.
     """
     assert tokens.grid is not None
     if choice.radius is not None:
@@ -145,7 +172,11 @@ def _clear(choice: Choice, tokens: Tokens, common: dict[str, Any]) -> tuple[Patt
     _, rows, cols = tokens.grid
     widest = math.ceil(math.hypot(rows, cols)) + 1
     most = bisect_right(range(1, widest + 1), choice.density + 1e-6, key=lambda r: circle_share(r, rows, cols))
-    return Clear(radius=float(max(1, most)), **common), ""
+    fitted = Clear(radius=float(max(1, most)), **common)
+    counted = float(fitted.plan(on_grid(tokens)).density())
+    if counted <= choice.density + UNSAID:
+        return fitted, ""
+    return fitted, f"clear computes {100 * counted:.0f}% of the pairs here, more than the density {choice.density:g} asked for: blocks at the rim of the circle are computed whole"
 
 
 def circle_share(radius: float, rows: int, cols: int) -> float:
