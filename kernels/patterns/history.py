@@ -15,6 +15,8 @@ from .base import Core, Moment, Situation
 
 NEAR = 1e-3
 """Steps closer than this are the same step: progress arrives as a quotient."""
+BACK = 1
+"""Steps a sampler may come back by within a run: heunpp2 looks two steps ahead and goes one."""
 
 
 def position(moment: Moment) -> float:
@@ -28,10 +30,14 @@ def reached(moment: Moment, place: float) -> bool:
 
 
 def memory(s: Situation) -> dict[Any, Any]:
-    """The state of ``s``, emptied first if it was made by a call of another shape or by an earlier run."""
+    """The state of ``s``, emptied first if it was made by a call of another shape or by an earlier run.
+
+    Coming back by up to :data:`BACK` steps is the same run; the start of it never is.
+    """
     call = (s.tokens, tuple(s.q.shape), tuple(s.k.shape), s.q.dtype, s.q.device, s.moment.steps)
-    at = position(s.moment)
-    if s.state.get("call") != call or at < s.state["at"] - (NEAR if s.moment.steps else NEAR / 100):
+    at, near = position(s.moment), NEAR if s.moment.steps else NEAR / 100
+    back = 0 if at <= near else BACK if s.moment.steps else 0
+    if s.state.get("call") != call or at < s.state["at"] - back - near:
         s.state.clear()
     s.state.update(call=call, at=at)
     return s.state
