@@ -16,6 +16,9 @@ from .plan import AttentionPlan, Labels
 if TYPE_CHECKING:
     from .backends import Call
 
+KEPT_BYTES = 16 * 2**20
+"""Largest map of pairs that is kept with its plan."""
+
 
 def mask_size(call: Call) -> int:
     """Bytes of the additive mask that expresses key_bias, labels and blocks of the call's main segment."""
@@ -62,11 +65,15 @@ def _admitted(labels: Labels) -> Tensor:
 
 
 def _read_pairs(blocks: BlockPlan) -> Tensor:
-    """bool [B|1, H|1, Nq, Nk]: pairs in listed blocks that pass the element test. Kept with the plan: steps share it."""
+    """bool [B|1, H|1, Nq, Nk]: pairs in listed blocks that pass the element test. Kept with the plan: steps share it.
+
+    A large one is made anew for each call: plans of geometry outlive the run, and nobody could free it then.
+    """
 
     def make() -> Tensor:
         rows, keys = (torch.arange(side.tokens, device=side.perm.device) for side in (blocks.q, blocks.k))
         per_group = torch.stack([admitted(blocks, g, rows, keys) for g in range(blocks.groups)])
         return per_group[blocks.head_map.long()]
 
-    return with_part(blocks, "pairs", make)
+    batch, heads = blocks.head_map.shape
+    return with_part(blocks, "pairs", make) if batch * heads * blocks.q.tokens * blocks.k.tokens <= KEPT_BYTES else make()

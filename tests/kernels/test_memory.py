@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from attention_loom.kernels import AttentionPlan, Probe, Trace, Window, attend, block_list, by_frame, from_bool, reference_attend
+from attention_loom.kernels import AttentionPlan, Probe, Trace, Window, additive, attend, block_list, by_frame, caching, from_bool, reference_attend
 from attention_loom.kernels import chunked as chunked_module
 from attention_loom.kernels import stages as stages_module
 from attention_loom.kernels.algebra import complement, intersect, union
@@ -196,3 +196,15 @@ def test_a_plan_for_hunyuan_video_720p_shared_by_its_heads_takes_a_few_megabytes
     assert sum(distinct.values()) <= lists + orders + 16
     assert sum(distinct.values()) < 4e6
     assert seen.elements <= max(2 * n * n, plan.q.padded), seen.by
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(N * N, True), (N * N - 1, False)])
+def test_a_plan_that_outlives_the_run_keeps_no_large_map_of_pairs(monkeypatch, limit, kept):
+    """Plans of geometry are cached beyond the run; what hangs on them could not be freed by the host."""
+    monkeypatch.setattr(additive, "KEPT_BYTES", limit)
+    q, k, v = tensors(S)
+    order = by_frame(N, 64, (3, 10, 20), 0)
+    plan = AttentionPlan(blocks=from_bool(torch.eye(order.blocks, dtype=torch.bool), order, order))
+    out = attend(q, k, v, plan, backend="sdpa")
+    assert ("pairs" in caching._store[plan.blocks]) is kept
+    assert torch.allclose(out.double(), reference_attend(q, k, v, plan), atol=1e-5)
