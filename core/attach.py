@@ -9,6 +9,7 @@ slot becomes our backend.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import signature
-from .call import AttentionCall
+from .call import AttentionCall, Block
 from .errors import LoomError
 from .families import family_of
 from .families.base import Family, Laid, Mark, RopeAxis, Unclear, running
@@ -208,6 +209,7 @@ class _Woven:
     ) -> None:
         self.methods, self.family, self.geometry, self.run = methods, family, geometry, run
         self.sigma, self.progress, self.steps, self.rope, self.previous = sigma, progress, steps, rope, previous
+        self.turns: Counter[tuple[Block, str]] = Counter()
 
     def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The host calls this instead of its attention."""
@@ -248,6 +250,8 @@ class _Woven:
             if layout.length != n:
                 raise Unclear(f"{place.block} {place.kind}: {n} {side}, but the tokens known make {layout.length}")
         window = sig.options.get("context_window")
+        turn = self.turns[place.block, place.kind]
+        self.turns[place.block, place.kind] += 1
         return AttentionCall(
             family=self.family.name,
             block=place.block,
@@ -266,6 +270,7 @@ class _Woven:
             uuids=tuple(sig.options.get("uuids", ())),
             rope=self.rope,
             steps=self.steps,
+            turn=turn,
             run=self.run,
         )
 
@@ -280,7 +285,7 @@ class _Woven:
             self.run.warn(f"{', '.join(draft.owners)} left calls alone: {error}")
             self.run.count(Entry(call.kind, False, self._host, reason=str(error)), call)
             return sig.stock(self.previous)
-        parts = tuple(sorted(plan.features))
+        parts, alone = tuple(sorted(plan.features)), plan.without("blocks").empty
         owners, backend = draft.owners, draft.backend()
         if bias is not None:
             draft.bias("the prompt's padding mask", bias)
@@ -291,7 +296,13 @@ class _Woven:
             trace.declined.clear()
             return attend(sig.q, sig.k, sig.v, plan, scale=sig.scale, backend=backend, dense=dense, trace=trace)
 
-        out = self.run.timed(work if race is None else lambda: race.run(work, lambda: sig.stock(self.previous)))
+        def without_sparse() -> Any:
+            """What this call would be if it stayed dense: stock, or what the other methods make of it."""
+            if alone:
+                return sig.stock(self.previous)
+            return attend(sig.q, sig.k, sig.v, plan.without("blocks"), scale=sig.scale, backend=backend, dense=dense)
+
+        out = self.run.timed(work if race is None or plan.blocks is None else lambda: race.run(work, without_sparse))
         declined = "; ".join(dict.fromkeys([*draft.reasons, *(f"{name}: {why}" for name, why in trace.declined)]))
         self.run.count(Entry(call.kind, True, self._host if trace.backend == "host" else trace.backend, owners, parts, declined), call)
         return sig.give(out)

@@ -76,12 +76,14 @@ class SparseAttention(Method):
             draft.leave(self.owner, reason)
             return
         try:
-            pattern, _ = fit(self.choice, tokens)
+            pattern, note = fit(self.choice, tokens)
             pattern.check(tokens)
             if isinstance(pattern, Rettention):
                 pattern = replace(pattern, layers=max(1, call.block.total))
         except ValueError as error:
             raise LoomError(f"{self.owner}, {call.block}: {error}") from error
+        if note and call.run is not None:
+            call.run.warn(note)
         race = self._race(call, pattern, tokens)
         if race is not None and race.lost:
             draft.leave(self.owner, f"{race.verdict}, {tokens.count} tokens: dense is as fast here")
@@ -138,5 +140,5 @@ def parts(call: AttentionCall, pattern: Pattern) -> tuple[tuple[int, dict[Any, A
         return ((call.batch, {}),)
     who = call.uuids if len(call.uuids) == chunks else call.rows if len(call.rows) == chunks else (None,)
     rows = call.batch // chunks
-    key = (pattern.label, call.block, call.kind, call.q, call.heads, call.width, rows, call.frames, str(call.device))
+    key = (pattern.label, call.block, call.kind, call.turn, call.q, call.heads, call.width, rows, call.frames, str(call.device))
     return tuple((rows, run.kept(("sparse", w, *key), Memory).state) for w in who)

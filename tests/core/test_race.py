@@ -59,3 +59,13 @@ def test_calls_that_search_are_not_timed():
     assert not undecided.lost
     assert undecided.verdict == "not measured"
     assert "dense" not in ran
+
+
+def test_a_call_that_says_nothing_is_not_taken_for_sparse():
+    """Another backend may run the call dense in place of the pattern; then nobody says what it was."""
+    contest = Race(Clock(sparse=5.0, dense=10.0))
+    contest.note = "sparse"
+    for _ in range(5):
+        contest.run(lambda: "sparse", lambda: "dense")
+    assert contest.runs == 0
+    assert contest.sparse_ms is None

@@ -4,6 +4,7 @@ import host_inprocess
 import pytest
 import tiny_models
 import torch
+from attention_loom.core import attach as attach_module
 from attention_loom.core.attach import attach, record_of
 from attention_loom.core.errors import ConflictError, LoomError
 from attention_loom.core.methods.sparse import SparseAttention
@@ -135,6 +136,46 @@ def test_rettention_says_when_a_run_is_too_short(model):  # noqa: F811
     assert any("too few steps" in note for notes in record_of(patched).last.patterns.values() for note in notes)
 
 
+def test_a_sampler_that_looks_ahead_and_comes_back_is_one_run(model):  # noqa: F811
+    """heunpp2 asks at steps i, i+1, i+2, then again at i+1; what was searched stays."""
+    import comfy.sample
+
+    patched = attach(model, sparse("adaspa"))
+    with torch.inference_mode():
+        make = torch.Generator().manual_seed(1)
+        positive, negative = ([[torch.randn(1, 24, 4096, generator=make), {}]] for _ in range(2))
+        latent = torch.zeros(1, 16, NATIVE, 8, 8)
+        comfy.sample.sample(patched, comfy.sample.prepare_noise(latent, 0), 20, 3.0, "heunpp2", "simple", positive, negative, latent, seed=0, disable_pbar=True)
+    (notes,) = record_of(patched).last.patterns.values()
+    assert notes["dense: search"] == notes["sparse: search"] == 2 * 4, "once for each conditioning in each of four blocks"
+
+
+def test_every_control_video_has_a_memory_of_its_own():
+    """VACE runs the same blocks once per control video: what one leaves behind must not reach the other."""
+    host_inprocess.import_host()
+    with torch.inference_mode():
+        outs = []
+        for frames in ([0.0, 1.0], [0.0], [1.0]):
+            tiny = tiny_models.tiny("wan_vace")
+            for cond in (tiny.positive, tiny.negative):
+                videos = [torch.full((1, 32, 3, 4, 6), x) for x in frames]
+                # of two the first one steers by nothing, so it must not matter
+                cond[0][1].update(vace_frames=videos, vace_mask=[torch.ones(1, 64, 3, 4, 6)] * len(videos), vace_strength=[0.0, 1.0][-len(videos) :])
+            outs.append(tiny_models.sample(attach(tiny.patcher, sparse("rettention")), tiny, steps=12))
+        assert not torch.equal(outs[1], outs[2]), "or this test proves nothing"
+        assert torch.equal(outs[0], outs[2])
+
+
+def test_what_the_share_cannot_be_is_said_during_the_run():
+    """Only the calls themselves know how much text and how many references there are."""
+    host_inprocess.import_host()
+    with torch.inference_mode():
+        tiny = tiny_models.tiny("flux_references")
+        patched = attach(tiny.patcher, sparse("draft"))
+        tiny_models.sample(patched, tiny)
+        assert [w for w in record_of(patched).last.warnings if "belong to text and reference tokens" in w]
+
+
 def test_one_sparse_pattern_per_call():
     from attention_loom.core.weave import Draft
     from attention_loom.kernels.builders import from_bool
@@ -211,3 +252,29 @@ def test_where_sparse_is_not_faster_the_rest_of_the_run_is_dense(model, monkeypa
     said = [e.reason for e in run.entries if "measured: sparse 9.90 ms, dense 10.00 ms" in e.reason]
     assert bool(said) is not stays
     assert all("dense is as fast here" in reason for reason in said)
+
+
+@pytest.mark.parametrize("decayed", [False, True])
+def test_the_contest_is_against_what_the_call_would_be_without_it(model, monkeypatch, decayed):  # noqa: F811
+    """Beside another method dense is not stock: it is that method alone."""
+    from attention_loom.core.race import Race
+
+    timed = []
+
+    def clock(work):
+        timed.append(work())
+        return timed[-1], 5.0 * len(timed)
+
+    contest = Race(clock)
+    monkeypatch.setattr(SparseAttention, "_race", lambda self, call, pattern, tokens: contest)
+    patched, decay = attach(model, sparse("radial")), UltraViCo(train_frames=NATIVE, alpha=0.2)
+    seen, attend = [], attach_module.attend
+
+    def watched(q, k, v, plan, **more):
+        seen.append(tuple(sorted(plan.features)))
+        return attend(q, k, v, plan, **more)
+
+    monkeypatch.setattr(attach_module, "attend", watched)
+    sample(attach(patched, decay) if decayed else patched, steps=1)
+    assert len(timed) == 2
+    assert ("modulation",) in seen if decayed else set(seen) == {("blocks",)}
