@@ -255,7 +255,7 @@ class AttentionPlan:
             modulation=None if mod is None else replace(mod, scale=cut_if(mod.scale, 0)),
             key_bias=cut_if(self.key_bias, 1),
             extra_kv=tuple(replace(e, k=cut_kv(e.k), v=cut_kv(e.v), bias=cut_if(e.bias, 1)) for e in self.extra_kv),
-            blocks=self.blocks.head_range(h0, h1) if isinstance(self.blocks, BlockPlan) else self.blocks,
+            blocks=None if self.blocks is None else self.blocks.head_range(h0, h1),
             row_affine=None if affine is None else RowAffine(cut(affine.scale, 1), cut(affine.residual, 1)),
             head_mix=tuple(replace(m, amount=cut(m.amount, 0)) for m in self.head_mix),
             row_edits=tuple(replace(e, values=cut_if(e.values, 1)) for e in self.row_edits),

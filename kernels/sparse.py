@@ -38,6 +38,10 @@ class Sparse:
         """The same, dropping what it does not read."""
         return replace(self, pattern=replace(self.pattern, tail="off"))
 
+    def head_range(self, h0: int, h1: int) -> Sparse:
+        """The same for query heads h0 <= h < h1, which remember things of their own."""
+        return replace(self, parts=tuple((rows, state.setdefault(("heads", h0, h1), {})) for rows, state in self.parts))
+
     @property
     def needs_lse(self) -> bool:
         """Whether the core must give its log-sum-exp."""

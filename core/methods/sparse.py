@@ -113,11 +113,24 @@ class SparseAttention(Method):
         return call.run.kept(key, Race)
 
 
+UNUSED = 2
+"""Steps after which a context window that was not seen again is forgotten: some schedules move the windows with every step."""
+
+
 @dataclass
 class Memory:
-    """What a pattern remembers of one conditioning in one block; freed with the run."""
+    """What a pattern remembers of one conditioning in one block, by context window; freed with the run."""
 
-    state: dict[Any, Any] = field(default_factory=dict)
+    states: dict[tuple[int, ...] | None, dict[Any, Any]] = field(default_factory=dict)
+    seen: dict[tuple[int, ...] | None, float] = field(default_factory=dict)
+
+    def state(self, frames: tuple[int, ...] | None, progress: float, steps: int) -> dict[Any, Any]:
+        """Of the window with these latent ``frames``, made on first use."""
+        self.seen[frames] = progress
+        if steps:
+            for old in [f for f, at in self.seen.items() if at < progress - (UNUSED + 0.5) / steps]:
+                del self.seen[old], self.states[old]
+        return self.states.setdefault(frames, {})
 
 
 def tokens_of(layout: TokenLayout) -> Tokens:
@@ -140,5 +153,5 @@ def parts(call: AttentionCall, pattern: Pattern) -> tuple[tuple[int, dict[Any, A
         return ((call.batch, {}),)
     who = call.uuids if len(call.uuids) == chunks else call.rows if len(call.rows) == chunks else (None,)
     rows = call.batch // chunks
-    key = (pattern.label, call.block, call.kind, call.turn, call.q, call.heads, call.width, rows, call.frames, str(call.device))
-    return tuple((rows, run.kept(("sparse", w, *key), Memory).state) for w in who)
+    key = (pattern.label, call.block, call.kind, call.turn, call.q, call.heads, call.width, rows, str(call.device))
+    return tuple((rows, run.kept(("sparse", w, *key), Memory).state(call.frames, call.progress, call.steps)) for w in who)

@@ -7,7 +7,7 @@ import torch
 from attention_loom.core import attach as attach_module
 from attention_loom.core.attach import attach, record_of
 from attention_loom.core.errors import ConflictError, LoomError
-from attention_loom.core.methods.sparse import SparseAttention
+from attention_loom.core.methods.sparse import Memory, SparseAttention
 from attention_loom.core.methods.ultravico import UltraViCo
 from attention_loom.core.schedule import BlockSelection, Window
 from attention_loom.kernels.patterns.fit import NAMES, Choice
@@ -164,6 +164,21 @@ def test_every_control_video_has_a_memory_of_its_own():
             outs.append(tiny_models.sample(attach(tiny.patcher, sparse("rettention")), tiny, steps=12))
         assert not torch.equal(outs[1], outs[2]), "or this test proves nothing"
         assert torch.equal(outs[0], outs[2])
+
+
+def test_windows_that_wander_off_are_forgotten():
+    """Some schedules of context windows move them with every step: what none of them will read again must not pile up."""
+    memory, kept = Memory(), []
+    for step in range(20):
+        for frames in ((0, 1, 2), (step, step + 1, step + 2)):
+            state = memory.state(frames, step / 20, 20)
+            state["searched"] = state.get("searched", step)
+        kept.append(len(memory.states))
+    assert max(kept) == 4, "the one that stays and three that moved"
+    assert memory.state((0, 1, 2), 0.95, 20)["searched"] == 0
+    for progress in (0.1, 0.9):  # without a number of steps nothing can be called old
+        memory.state((7,), progress, 0)
+    assert len(memory.states) == 5
 
 
 def test_what_the_share_cannot_be_is_said_during_the_run():

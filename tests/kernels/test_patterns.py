@@ -12,11 +12,13 @@ import attention_loom.kernels as kernels
 import numpy as np
 import pytest
 import torch
-from attention_loom.kernels import AttentionPlan, reference_attend
+from attention_loom.kernels import AttentionPlan, attend, reference_attend
 from attention_loom.kernels.patterns import PATTERNS, fit
-from attention_loom.kernels.patterns.base import Pattern, Tokens
+from attention_loom.kernels.patterns.base import Moment, Pattern, Tokens
 from attention_loom.kernels.patterns.dense import Dense
 from attention_loom.kernels.patterns.draw import COLOURS, FREE, PAPER, describe, picture
+from attention_loom.kernels.patterns.sparsed import SparseD
+from attention_loom.kernels.sparse import Sparse
 from kernel_cases import assert_close
 from pattern_tools import NO_GRID, PICTURE, TEXT_FIRST, VIDEO, assert_runs_like_reference, call, counted_density, run
 from PIL import Image
@@ -66,6 +68,18 @@ def test_choosing_waits_for_nothing(name):
     plan.density()
     with pytest.raises((RuntimeError, NotImplementedError)):
         plan.full.ptr.tolist()
+
+
+def test_head_ranges_remember_things_of_their_own():
+    """Cut to its heads a bound pattern must not find the mask of others: ranges of one size look alike to it."""
+    s, whole, cut = call(VIDEO, heads=4), {}, {}
+    for step in (1, 2):
+        plans = [AttentionPlan(blocks=Sparse(SparseD(block=16, skip=0.0), VIDEO, Moment(step / 10, 10), ((1, state),))) for state in (whole, cut)]
+        want = attend(s.q, s.k, s.v, plans[0], backend="chunked")
+        for h in (0, 2):
+            part = slice(h, h + 2)
+            got = attend(s.q[:, part], s.k[:, part], s.v[:, part], plans[1].head_range(h, h + 2, 4), backend="chunked")
+            assert torch.equal(got, want[:, part]), (step, h)
 
 
 @pytest.mark.parametrize("tokens", [VIDEO, NO_GRID], ids=describe)
