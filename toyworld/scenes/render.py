@@ -9,7 +9,7 @@ from .textures import GROUND_PERIOD, PERIOD, darkness, pattern
 from .tracks import REACH, Body, follow
 
 SHADE = 0.55  # brightness of the dark part of an object's pattern
-GROUND_LIFT = 1.35, 0.02  # the light part of a ground's pattern: factor and offset
+GROUND_LIFT = 1.3, 0.05  # the light part of a ground's pattern: factor and offset
 
 
 def render(scene: Scene, frames: int | None = None, size: int = 64) -> torch.Tensor:

@@ -16,7 +16,7 @@ from .grammar import SCALINGS, Thing
 NATIVE_FRAMES = 33  # 9 latent frames of a video VAE that packs four
 # Radius for each size; growing objects go from one end of SCALED to the other in a native clip.
 RADII = {"small": (0.095, 0.105), "": (0.135, 0.147), "large": (0.182, 0.195)}
-SCALED = (0.085, 0.2)
+SCALED = (0.095, 0.2)
 # How far a shape reaches from its centre, in radii: to the sides, upwards, downwards, and to its farthest corner.
 REACH = {"circle": (1.0, 1.0, 1.0, 1.0), "square": (0.86, 0.86, 0.86, 1.2163), "triangle": (1.149, 1.24, 0.75, 1.3722)}
 WAY = {"slowly": 0.25, "": 0.39, "quickly": 0.54}  # of a straight mover in a native clip
