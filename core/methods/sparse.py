@@ -59,8 +59,8 @@ class SparseAttention(Method):
             chosen.check(Tokens(t * y * x, geometry.grid))
         except ValueError as error:
             raise LoomError(f"{self.owner}: {error}") from error
-        if note:
-            warn(note)
+        for line in note.splitlines():
+            warn(line)
         if t * y * x < self.min_tokens:
             warn(f"{t * y * x} tokens are fewer than min_tokens {self.min_tokens}: attention this short is as fast dense, so nothing is made sparse; lower min_tokens to try it")
 
@@ -82,8 +82,9 @@ class SparseAttention(Method):
                 pattern = replace(pattern, layers=max(1, call.block.total))
         except ValueError as error:
             raise LoomError(f"{self.owner}, {call.block}: {error}") from error
-        if note and call.run is not None:
-            call.run.warn(note)
+        if call.run is not None:
+            for line in note.splitlines():
+                call.run.warn(line)
         race = self._race(call, pattern, tokens)
         if race is not None and race.lost:
             draft.leave(self.owner, f"{race.verdict}, {tokens.count} tokens: dense is as fast here")

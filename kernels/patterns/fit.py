@@ -66,12 +66,12 @@ class Choice:
 
 @remembered(64)
 def fit(choice: Choice, tokens: Tokens) -> tuple[Pattern, str]:
-    """(the pattern for these tokens, sentences where the density asked for cannot be had, or "").
+    """(the pattern for these tokens, a line for each reason why more than the density asked for is computed, or "").
 
     Raises ValueError with one clear sentence where the pattern has no meaning for the tokens.
     """
     pattern, note = _fitted(choice, tokens)
-    return pattern, "; ".join(n for n in (note, _forced(choice, tokens)) if n)
+    return pattern, "\n".join(n for n in (note, _forced(choice, tokens)) if n)
 
 
 def _forced(choice: Choice, tokens: Tokens) -> str:

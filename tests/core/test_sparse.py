@@ -189,6 +189,10 @@ def test_what_the_share_cannot_be_is_said_during_the_run():
         patched = attach(tiny.patcher, sparse("draft"))
         tiny_models.sample(patched, tiny)
         assert [w for w in record_of(patched).last.warnings if "belong to text and reference tokens" in w]
+        patched = attach(tiny.patcher, sparse("sliding_tile", 0.1))
+        tiny_models.sample(patched, tiny)
+        warned = record_of(patched).last.warnings
+        assert [w.split()[0] for w in warned if "density" in w] == ["sliding_tile", "92%"], "each once"
 
 
 def test_one_sparse_pattern_per_call():
