@@ -27,7 +27,8 @@ PAGE = Path(kernels.__file__).parent.parent / "docs" / "adding-a-pattern.md"
 
 
 def test_every_pattern_is_listed_under_its_name():
-    assert list(PATTERNS)[:8] == fit.NAMES == ["radial", "draft", "adaspa", "sparsed", "rettention", "sla_topk", "clear", "sliding_tile"]
+    assert list(PATTERNS)[: len(fit.NAMES)] == fit.NAMES
+    assert fit.NAMES[:8] == ["radial", "draft", "adaspa", "sparsed", "rettention", "sla_topk", "clear", "sliding_tile"]
     assert "dense" in PATTERNS
     for name, pattern in PATTERNS.items():
         assert issubclass(pattern, Pattern)
