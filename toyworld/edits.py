@@ -20,9 +20,9 @@ def background_change(before: torch.Tensor, after: torch.Tensor, mask: torch.Ten
 
     For "the ground stays the same" over a clip take its first frame as `before`, repeated, and the things' masks of both frames as mask.
     """
-    outside = ~mask.bool().expand(after.shape[:-1])
     if before.shape != after.shape:
         raise ValueError(f"Both need one shape; they have {list(before.shape)} and {list(after.shape)}.")
+    outside = ~mask.bool().expand(after.shape[:-1])
     return float((after - before).abs().mean(-1)[outside].mean()) if bool(outside.any()) else math.nan
 
 

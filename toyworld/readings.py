@@ -6,6 +6,7 @@ assumed. The caption's things take the blobs that fit them best, by colour first
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ LEAST = 0.008  # area of a blob, as a share of the picture: half of the smallest
 AREA = {"circle": 3.1416, "square": 2.9584, "triangle": 2.2865}  # of a shape with radius 1
 SINK = {"circle": 0.0, "square": 0.0, "triangle": 0.087}  # centre of mass below the centre, in radii
 PATCH, SPAN, INSET = 24, 1.1, 0.76  # a surface patch: samples per side, half its width in radii, share of the shape that is looked at
+FLAT = np.zeros((3, 3, 3), dtype=bool)
+FLAT[1] = ndimage.generate_binary_structure(2, 1)  # for ndimage.label: connected within a frame, not over time
 NAMES, GROUND_NAMES = list(COLOURS), list(GROUNDS)
 
 
@@ -58,6 +61,11 @@ class Reading:
     def shape(self) -> torch.Tensor:
         """Best fitting shape [N, F] as an index in SHAPES, -1 if not found."""
         return torch.where(self.found, self.iou.argmax(-1), -1)
+
+    @cached_property
+    def surfaces(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Darkness and inside of every thing's surface in its own coordinates, [N, F, 24, 24] each: see `patches`."""
+        return patches(self)
 
     def boxes(self) -> torch.Tensor:
         """Bounding boxes [N, F, 4] (left, top, right, bottom) of the masks in picture widths; nan if not found."""
@@ -124,8 +132,6 @@ def find_blobs(classes: torch.Tensor) -> list[Blob]:
     """
     size = classes.shape[-1]
     reach = 2 * round(size / 64) + 1 if size > 64 else 3
-    flat = np.zeros((3, 3, 3), dtype=bool)
-    flat[1] = ndimage.generate_binary_structure(2, 1)  # connected within a frame, not over time
     found: list[tuple[int, int]] = []
     masks: list[np.ndarray] = []
     for colour in range(len(NAMES)):
@@ -133,7 +139,7 @@ def find_blobs(classes: torch.Tensor) -> list[Blob]:
         core = widen(narrow(whole, reach), reach) > 0
         if not bool(core.any()):
             continue
-        labels, _ = ndimage.label(core.numpy(), flat)
+        labels, _ = ndimage.label(core.numpy(), FLAT)
         for label, where in enumerate(ndimage.find_objects(labels), 1):
             frame = where[0].start
             piece = torch.from_numpy(labels[frame] == label)
@@ -207,7 +213,8 @@ def patches(reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
 
 def widen(mask: torch.Tensor, reach: int) -> torch.Tensor:
     """Dilation of masks [..., S, S] (float) by a square of odd width `reach`."""
-    return max_pool2d(mask.reshape(-1, 1, *mask.shape[-2:]), reach, 1, reach // 2).reshape(mask.shape)
+    rows = max_pool2d(mask.reshape(-1, 1, *mask.shape[-2:]), (1, reach), 1, (0, reach // 2))
+    return max_pool2d(rows, (reach, 1), 1, (reach // 2, 0)).reshape(mask.shape)
 
 
 def narrow(mask: torch.Tensor, reach: int) -> torch.Tensor:

@@ -24,21 +24,36 @@ COLUMNS = {
     "shape": ("of the things seen, share whose shape fits best of the three", "0..1", "1", "0 in another shape"),
     "binding": ("of the things seen, share with both their colour and their shape", "0..1", "1", "0 if two swap colours"),
     "iou": ("overlap with the named shape at the thing's own area and centre; 0 where not seen", "0..1", "0.95 at 64 pixels, 0.97 at 128", "0.8 another shape, below 0.7 torn"),
-    "size": ("share of things whose median radius is nearest to that of the named size; nan if they grow or shrink", "0..1", "1", "0 in another size"),
-    "texture": ("share of things with the named texture", "0..1", "1", "0 plain instead of striped"),
-    "placement": ("share of placed things whose centre is nearest to their place; nan without places", "0..1", "1", "0 elsewhere"),
-    "motion": ("share of things whose track in the first native clip is the named motion; nan for pictures", "0..1", "1", "0 another motion"),
-    "speed": ("of the straight, turning and bouncing things, share with the named motion at the named speed", "0..1", "1", "0 another speed or motion"),
+    "size": ("of the things seen, share whose median radius is nearest to that of the named size; nan if they grow or shrink", "0..1", "1", "0 in another size"),
+    "texture": ("of the things seen, share with the named texture", "0..1", "1", "0 plain instead of striped"),
+    "placement": ("of the placed things seen, share whose centre is nearest to their place; nan without places", "0..1", "1", "0 elsewhere"),
+    "motion": ("of the things seen, share whose track in the first native clip is the named motion; nan for pictures", "0..1", "1", "0 another motion"),
+    "speed": ("of the straight, turning and bouncing things seen, share with the named motion at the named speed", "0..1", "1", "0 another speed or motion"),
     "ground": ("1 if most of the ground has the named colour", "0, 1", "1", "0 another colour"),
     "ground_texture": ("1 if the ground has the named texture", "0, 1", "1", "0 another texture"),
-    "identity": ("similarity of each patterned thing's surface with its mean over the native clip; nan if all are plain", "0..1", "above 0.85", "below 0.6 if the pattern changes"),
-    "leakage": ("share of a thing's area in the colour of another named thing, worst pair; nan with one colour", "0..1", "0", "0.25 if a quarter is overrun"),
+    "identity": (
+        "similarity of each patterned thing's surface with its mean over the first quarter of the native clip; nan if all are plain",
+        "0..1",
+        "above 0.85",
+        "0.6 if the pattern changes halfway",
+    ),
+    "leakage": ("leaked / (leaked + own area): another named thing's colour in a thing, worst pair; nan with one colour", "0..1", "0", "0.25 if a quarter is overrun"),
     "mixing": ("highest similarity of two things' patterns; nan without two patterned things", "0..1", "0.3 on average", "1 if one has the other's"),
-    "dynamic": ("way of centres plus change of radii in a native clip, picture widths", "0..", "0 still, 0.25 to 0.54 straight, 0.1 growing, 0.7 to 2.2 others", "0 frozen"),
+    "dynamic": (
+        "way of centres plus change of radii in a native clip, picture widths",
+        "0..",
+        "0 still, 0.1 growing, 0.25 to 0.54 straight, 0.45 to 1.3 bouncing, 0.7 to 2.2 turning",
+        "0 frozen",
+    ),
     "freeze": ("share of frame pairs without change", "0..1", "0 if anything moves, 1 if all stands", "1 frozen"),
     "repetition": ("rise of the autocorrelation over latent lags beyond that of rendered clips; nan if nothing moves", "0..2", "below 0.1", "0.5 and more looped"),
     "flicker": ("amplitude of frame-to-frame changes of ground and objects beside motion", "0..1", "below 0.01", "the amplitude"),
-    "sharpness": ("steepest quarter of the outline's neighbour differences over the contrast", "0..", "0.75 to 1.1", "0.4 after a blur of 1.5 pixels"),
+    "sharpness": (
+        "steepest quarter of the outline's neighbour differences over the contrast",
+        "0..",
+        "0.5 to 1.1, 0.7 on average (edges fall on or between pixels)",
+        "0.3 after a blur of 1 pixel",
+    ),
 }
 
 
@@ -74,7 +89,7 @@ def _mean(values: list[float]) -> float:
 
 def _objects(reading: Reading) -> dict[str, float]:
     things, found = reading.caption.things, reading.found
-    seen = max(1, int(found.sum()))
+    seen = int(found.sum()) or math.nan
     colour = reading.colour == torch.tensor([[NAMES.index(thing.colour)] for thing in things])
     named = torch.tensor([[SHAPES.index(thing.shape)] for thing in things])
     shape = reading.shape == named
@@ -94,10 +109,11 @@ def _traits(reading: Reading) -> dict[str, float]:
     things = reading.caption.things
     sizes, textures, places = traits.size_names(reading), traits.texture_names(reading), traits.place_names(reading)
     ground = traits.ground_names(reading)
+    seen = reading.found.any(1).tolist()
     return {
-        "size": _mean([float(got == thing.size) for got, thing in zip(sizes, things) if thing.motion not in SCALINGS]),
-        "texture": _mean([float(got == thing.texture) for got, thing in zip(textures, things)]),
-        "placement": _mean([float(got == thing.place) for got, thing in zip(places, things) if thing.place]),
+        "size": _mean([float(got == thing.size) for got, thing, shown in zip(sizes, things, seen) if shown and thing.motion not in SCALINGS]),
+        "texture": _mean([float(got == thing.texture) for got, thing, shown in zip(textures, things, seen) if shown]),
+        "placement": _mean([float(got == thing.place) for got, thing, shown in zip(places, things, seen) if shown and thing.place]),
         "ground": float(ground[0] == reading.caption.ground.colour),
         "ground_texture": float(ground[1] == reading.caption.ground.texture),
     }
@@ -105,7 +121,9 @@ def _traits(reading: Reading) -> dict[str, float]:
 
 def _motions(reading: Reading, native: int) -> tuple[float, float]:
     motions, speeds = [], []
-    for thing, *track in zip(reading.caption.things, reading.x, reading.y, reading.radius):
+    for thing, found, *track in zip(reading.caption.things, reading.found, reading.x, reading.y, reading.radius):
+        if not bool(found.any()):
+            continue
         x, y, radius = (value[:native] for value in track)
         right = traits.motion_name(x, y, radius) == thing.motion
         motions.append(float(right))

@@ -15,7 +15,7 @@ from .traits import free_ground
 
 CHANGED, STIRRED = 0.06, 0.0015  # a pixel changed if any channel moved by this much; a frame stirred if this share of pixels changed
 LATENT = 4  # frames of a latent frame: repetition is looked for at multiples of it
-TRUTHS = 6  # rendered clips that tell which returns are right
+TRUTHS = 4  # rendered clips that tell which returns are right
 NEAREST_LAG = 3  # latent frames: shorter lags still overlap with the object itself
 
 
@@ -88,8 +88,7 @@ def flicker(reading: Reading) -> float:
     bend = (frames[2:] - 2 * frames[1:-1] + frames[:-2]).abs().mean(-1) / 4
     parts = [float(bend[steady].mean())] if bool(steady.any()) else []
     for mask, found in zip(reading.masks, reading.found):
-        inner = narrow(mask.float(), 3)[..., None]
-        colour = (frames * inner).sum((1, 2)) / inner.sum((1, 2)).clamp(min=1)
+        colour = _mean_colour(frames, narrow(mask.float(), 3))
         whole = found[2:] & found[1:-1] & found[:-2]
         if bool(whole.any()):
             parts.append(float((colour[2:] - 2 * colour[1:-1] + colour[:-2]).abs().mean(-1)[whole].mean() / 4))
@@ -101,16 +100,21 @@ def sharpness(reading: Reading) -> float:
 
     Contrast is the largest channel difference between the mean colour inside and that of a ring around. 1 is a jump within one pixel.
     """
-    steep, frames = [], reading.frames
+    steep = []
     for mask, found in zip(reading.masks, reading.found):
-        for picture, area in zip(frames[found], mask[found].float()):
-            inner, near, far = narrow(area, 5), widen(area, 3), widen(area, 7)
-            if not bool(inner.any()) or not bool((far > near).any()):
-                continue
-            contrast = float((picture[inner > 0].mean(0) - picture[(far > 0) & (near == 0)].mean(0)).abs().max())
-            band = (near > 0) & (narrow(area, 3) == 0)
-            across = (picture[:, 1:] - picture[:, :-1]).abs().amax(-1)[band[:, 1:] & band[:, :-1]]
-            along = (picture[1:] - picture[:-1]).abs().amax(-1)[band[1:] & band[:-1]]
-            steps = torch.cat([across, along])
-            steep.append(float(steps.topk(max(1, len(steps) // 4)).values.mean()) / max(contrast, 0.05))
+        pictures, area = reading.frames[found], mask[found].float()
+        inner, near = narrow(area, 5), widen(area, 3)
+        ring, band = widen(area, 7) - near, (near - narrow(area, 3)) > 0
+        contrast = (_mean_colour(pictures, inner) - _mean_colour(pictures, ring)).abs().amax(1).clamp(min=0.05)
+        across = (pictures[:, :, 1:] - pictures[:, :, :-1]).abs().amax(-1) * (band[:, :, 1:] & band[:, :, :-1])
+        along = (pictures[:, 1:] - pictures[:, :-1]).abs().amax(-1) * (band[:, 1:] & band[:, :-1])
+        steps = torch.cat([across.flatten(1), along.flatten(1)], 1).sort(1, descending=True).values
+        quarter = (band.sum((1, 2)) // 2).clamp(min=1)  # a band of n pixels has about 2 n pairs of neighbours
+        steepest = steps.cumsum(1).gather(1, quarter[:, None] - 1)[:, 0] / quarter
+        steep += (steepest / contrast)[(inner.sum((1, 2)) > 0) & (ring.sum((1, 2)) > 0)].tolist()
     return sum(steep) / len(steep) if steep else math.nan
+
+
+def _mean_colour(frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean colour [F, 3] of frames [F, S, S, 3] under masks [F, S, S]."""
+    return (frames * mask[..., None]).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)[:, None]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn.functional import avg_pool2d
 
-from .readings import GROUND_NAMES, NAMES, Reading, narrow, patches, widen
+from .readings import GROUND_NAMES, NAMES, Reading, narrow, widen
 from .scenes.grammar import GROUND_TEXTURES, GROUNDS, PLACES, SIZES, SPEEDS, WITH_SPEED
 from .scenes.layout import ANCHORS
 from .scenes.render import GROUND_LIFT
@@ -33,7 +33,7 @@ def size_names(reading: Reading) -> list[str]:
 def texture_names(reading: Reading) -> list[str]:
     """Texture of every thing: plain if the surface's darkness hardly varies, striped if its gradients share one direction, else dotted."""
     names = []
-    for dark, inside in zip(*patches(reading)):
+    for dark, inside in zip(*reading.surfaces):
         seen = inside.flatten(1).any(1)
         if not bool(seen.any()):
             names.append("none")
