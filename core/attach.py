@@ -161,7 +161,7 @@ def _apply_model(
     options = dict(given)
     family.mark(options, base.diffusion_model)
     options[OVERRIDE] = _Woven(
-        active, family, geometry, run, sigma, _progress(given, sigma), _steps(given), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE)
+        active, family, geometry, run, sigma, _progress(given, sigma), _steps(given), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE), _replaced(given)
     ).override
     return executor(x, t, c_concat, c_crossattn, control, options, **extra)
 
@@ -182,6 +182,11 @@ def _steps(options: dict[str, Any]) -> int:
     """Steps of this run, 0 where the host does not say."""
     sigmas = options.get("sample_sigmas")
     return 0 if sigmas is None else max(0, len(sigmas) - 1)
+
+
+def _replaced(options: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the blocks and attentions other nodes replace in this model call, before we mark ours."""
+    return tuple(sorted(f"{kind}/{where}" for kind, slots in options.get("patches_replace", {}).items() for where in slots))
 
 
 def _rope(family: Family, diffusion: Any, extra: dict[str, Any], run: Run) -> RopeAxis | None:
@@ -206,9 +211,11 @@ class _Woven:
         steps: int,
         rope: RopeAxis | None,
         previous: Callable[..., Tensor] | None,
+        replaced: tuple[str, ...] = (),
     ) -> None:
         self.methods, self.family, self.geometry, self.run = methods, family, geometry, run
         self.sigma, self.progress, self.steps, self.rope, self.previous = sigma, progress, steps, rope, previous
+        self.replaced = replaced
         self.turns: Counter[tuple[Block, str]] = Counter()
 
     def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -271,6 +278,7 @@ class _Woven:
             rope=self.rope,
             steps=self.steps,
             turn=turn,
+            replaced=self.replaced,
             run=self.run,
         )
 

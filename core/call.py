@@ -138,7 +138,8 @@ class AttentionCall:
     heads: query heads; width: head width. sigma: noise level of the step; progress: place in the schedule, 0 first, 1
     last. rows: per chunk of the batch 0 = positive conditioning, 1 = negative, as the host orders them; frames: absolute
     latent frames of this context window, or None. uuids: identity of the conditioning of each chunk; steps: of the run. turn:
-    how many calls of this block and kind came before it in the same model call (VACE: one for each control video).
+    how many calls of this block and kind came before it in the same model call (VACE: one for each control video). replaced: the
+    blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
     """
 
     family: str
@@ -159,4 +160,5 @@ class AttentionCall:
     rope: object | None = None
     steps: int = 0
     turn: int = 0
+    replaced: tuple[str, ...] = ()
     run: Run | None = field(default=None, compare=False, repr=False)

@@ -26,11 +26,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .caching import with_part
+from .caching import kept_with, with_part
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 """Kinds of block in :meth:`BlockPlan.kinds`."""
 
+AREA = "area"
+"""Under this key a builder keeps the live pairs of a list's blocks, fp32 [G], with the list."""
 SMALL = 32767
 """Columns are stored in int16 up to here, in int32 beyond."""
 
@@ -167,9 +169,14 @@ class BlockPlan:
 
     def density(self) -> Tensor:
         """fp32 scalar on the device: computed block area over Nq * Nk, mean over heads and batch. Live places count."""
+        lists = [x for x in (self.full, self.partial) if x is not None]
+        known = [kept_with(x, AREA) for x in lists]
+        per_group = sum(known) if all(x is not None for x in known) else self._area()  # type: ignore[arg-type]
+        return per_group[self.head_map.long()].mean() / (self.q.tokens * self.k.tokens)  # type: ignore[index]
+
+    def _area(self) -> Tensor:
         area = self.q.valid[:, None].float() * self.k.valid[None, :].float()
-        per_group = (self.kinds() != EMPTY).float().mul(area).sum((-1, -2))
-        return per_group[self.head_map.long()].mean() / (self.q.tokens * self.k.tokens)
+        return (self.kinds() != EMPTY).float().mul(area).sum((-1, -2))
 
     def without_tail(self) -> BlockPlan:
         """The same lists, dropping what is not read."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .bits import carried_ids
-from .blocks import EMPTY, FULL, PARTIAL, SMALL, Bits, BlockList, BlockPlan, ElementMask, Tail, TokenOrder, entry_places
+from .blocks import AREA, EMPTY, FULL, PARTIAL, SMALL, Bits, BlockList, BlockPlan, ElementMask, Tail, TokenOrder, entry_places
+from .caching import with_part
 from .selection import Setting, global_mask, sigma_mask, topk_mask, topp_mask
 
 
@@ -57,7 +58,20 @@ def from_bool(
         part = block_list(partial & ~whole, capacity)
         if isinstance(test, Bits):
             test = replace(test, ids=carried_ids(test, block_list(partial, capacity), entry_places(part, k.blocks), k.blocks))
-    return BlockPlan(q, k, block_list(whole, capacity), head_map, part, test, tail, approximate)
+    full = block_list(whole, capacity)
+    _note_area(full, whole, q, k)
+    if part is not None and partial is not None:
+        _note_area(part, partial & ~whole, q, k)
+    return BlockPlan(q, k, full, head_map, part, test, tail, approximate)
+
+
+def _note_area(listed: BlockList, mask: Tensor, q: TokenOrder, k: TokenOrder) -> None:
+    """Keep the live pairs of a list's blocks with it, per group: counted from the map at hand it takes no index tensors.
+
+    One group at a time, as in :func:`block_list`.
+    """
+    rows, columns = q.valid.float(), k.valid.float()
+    with_part(listed, AREA, lambda: torch.stack([(one.float() @ columns) @ rows for one in mask]))
 
 
 def from_topk(scores: Tensor, count: Setting, q: TokenOrder, k: TokenOrder, *, forced: Tensor | None = None, **options: Any) -> BlockPlan:

@@ -47,6 +47,12 @@ def with_part(part: Any, key: Any, compute: Callable[[], Made]) -> Made:
     return found
 
 
+def kept_with(part: Any, key: Any) -> Any:
+    """What :func:`with_part` has kept under ``key``, or None."""
+    with _lock:
+        return _store.get(part, {}).get(key)
+
+
 def with_parts(parts: tuple[Any, ...], key: Any, compute: Callable[[], Made]) -> Made:
     """Derived data of several plan parts, kept with the first as long as all of them live."""
     first, *others = parts

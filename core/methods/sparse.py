@@ -144,7 +144,7 @@ def parts(call: AttentionCall, pattern: Pattern) -> tuple[tuple[int, dict[Any, A
     """(batch rows, memory) of each conditioning in the batch.
 
     Keyed by the conditioning itself, not by its place in the batch: the host may run it alone or together with others, in
-    either order, and over several context windows.
+    either order, over several context windows, and once more with layers skipped or perturbed, for guidance.
     """
     chunks = max(1, len(call.rows))
     if call.batch % chunks:
@@ -154,5 +154,5 @@ def parts(call: AttentionCall, pattern: Pattern) -> tuple[tuple[int, dict[Any, A
         return ((call.batch, {}),)
     who = call.uuids if len(call.uuids) == chunks else call.rows if len(call.rows) == chunks else (None,)
     rows = call.batch // chunks
-    key = (pattern.label, call.block, call.kind, call.turn, call.q, call.heads, call.width, rows, str(call.device))
+    key = (pattern.label, call.block, call.kind, call.turn, call.replaced, call.q, call.heads, call.width, rows, str(call.device))
     return tuple((rows, run.kept(("sparse", w, *key), Memory).state(call.frames, call.progress, call.steps)) for w in who)

@@ -297,3 +297,22 @@ def test_the_contest_is_against_what_the_call_would_be_without_it(model, monkeyp
     sample(attach(patched, decay) if decayed else patched, steps=1)
     assert len(timed) == 2
     assert ("modulation",) in seen if decayed else set(seen) == {("blocks",)}
+
+
+def test_an_extra_pass_with_skipped_layers_has_a_memory_of_its_own(model):  # noqa: F811
+    """Skip-layer guidance evaluates the positive conditioning twice a step, the second time without a block."""
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    def memories(patched):
+        found = []
+
+        def look(*_):
+            found.append(len([k for k in record_of(patched).current.state if k[0] == "sparse"]))
+
+        sample(patched, NATIVE, steps=10, callback=look)
+        return found[-1]
+
+    plain = attach(model, sparse("rettention", window=Window(0.2)))
+    guided = SkipLayerGuidanceDiT.execute(plain, scale=1.0, start_percent=0.0, end_percent=1.0, double_layers="2")[0]
+    assert memories(plain) == 2 * 4, "both conditionings in four blocks"
+    assert memories(guided) == 2 * 4 + 3, "and the positive one once more in the three blocks that are not skipped"

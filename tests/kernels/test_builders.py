@@ -1,8 +1,10 @@
 """Builders as they work on a device: lists with room to spare, no waiting, the same plans as where values are at hand."""
 
+import dataclasses
+
 import pytest
 import torch
-from attention_loom.kernels import Bits, Window, builders, by_frame, from_bool, raster
+from attention_loom.kernels import Bits, BlockList, Window, builders, by_frame, from_bool, raster
 from attention_loom.kernels.algebra import complement, force, intersect, union
 from attention_loom.kernels.bits import pack, pack_bits, unpack
 from attention_loom.kernels.blocks import EMPTY
@@ -117,3 +119,14 @@ def test_bits_given_for_all_partial_blocks_follow_those_that_stay():
     plan = from_bool(torch.eye(2, dtype=torch.bool)[None], order, order, partial=every, test=Bits(*pack_bits(pairs)))
     assert torch.equal(token_mask(plan)[0, :32, 32:], pairs[1])
     assert torch.equal(token_mask(plan)[0, 32:, :32], pairs[2])
+
+
+def test_the_density_kept_by_the_builder_is_the_one_counted_from_the_lists():
+    order = by_frame(150, 32, (3, 5, 7), 20)
+    mask, partial = (torch.rand(2, 3, order.blocks, order.blocks, generator=torch.Generator().manual_seed(s)) > 0.6 for s in (1, 2))
+    for more in ({}, {"partial": partial, "test": Window(3.0)}):
+        plan = from_bool(mask, order, order, **more)
+        counted = plan._area()[plan.head_map.long()].mean() / 150**2
+        assert plan.density().item() == pytest.approx(counted.item(), rel=1e-6)
+        kept = dataclasses.replace(plan, full=BlockList(plan.full.ptr.clone(), plan.full.col.clone()))
+        assert kept.density().item() == pytest.approx(counted.item(), rel=1e-6), "lists made elsewhere are counted"
