@@ -10,7 +10,7 @@ unexport COMFYUI_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock evidence clean
+.PHONY: help setup demo test lint format lock evidence scoreboard clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ format: setup  ## bring the code into shape
 
 evidence: setup  ## the length study in the toy world (about an hour; resumes; ARGS=--fresh starts anew)
 	@$(VENV)/python -m attention_loom.toyworld.length_study $(ARGS)
+
+scoreboard: setup  ## every method's claim against stock and the alternatives, into docs/results.md (SEEDS=16 METHODS="ultravico sparse"; resumes)
+	@$(VENV)/python -m attention_loom.toyworld.scoreboard $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(METHODS),--only $(METHODS)) $(ARGS)
 
 lock:  ## renew requirements/dev.txt from requirements/dev.in
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements/dev.txt requirements/dev.in

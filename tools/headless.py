@@ -139,8 +139,9 @@ class Headless:
             details = json.loads(error.read() or b"{}")
             raise HostError(_refusal(details), details) from None
 
-    def run(self, prompt: dict[str, Any], progress: Callable[[str, int, int], None] | None = None, timeout: float = 900) -> Result:
-        """Queue an API-format graph and wait for its end. ``progress(node, value, maximum)`` follows the samplers.
+    def run(self, prompt: dict[str, Any], progress: Callable[[str, int, int], None] | None = None, timeout: float = 900, entered: Callable[[str], None] | None = None) -> Result:
+        """Queue an API-format graph and wait for its end. ``progress(node, value, maximum)`` follows the samplers, ``entered(node)``
+        hears of each node as it begins.
 
         Raises HostError: refused (details: node_errors), failed (details: the execution_error message), interrupted.
         """
@@ -154,6 +155,8 @@ class Headless:
                     continue
                 if kind == "progress" and progress is not None:
                     progress(str(data.get("node")), data["value"], data["max"])
+                elif kind == "executing" and entered is not None and data["node"] is not None:
+                    entered(str(data["node"]))
                 elif kind == "execution_cached":
                     cached = data["nodes"]
                 elif kind == "execution_success":
