@@ -20,12 +20,13 @@ from .additive import additive_mask, mask_size
 from .blocks import BlockPlan
 from .chunked import chunked_attend
 from .plan import AttentionPlan
-from .stages import AROUND, FUSABLE, WITH_LSE
+from .stages import AROUND, CORE_PARTS, FUSABLE, WITH_LSE
 
 MASK_BYTES = 512 * 2**20
 """Largest additive mask that is ever written out."""
 
 HALF_AND_FULL = frozenset({torch.float16, torch.bfloat16, torch.float32})
+EVERY_PART = AROUND | WITH_LSE | CORE_PARTS
 EVERY_LOGIT_DETAIL = frozenset({"frames", "distance", "positive_only", "center_keys", "scale"})
 ONLY_SCALE = frozenset({"positive_only", "center_keys", "scale"})
 """Without a table, centring and the sign test change nothing, and the scale is a factor on q."""
@@ -335,7 +336,7 @@ register(
         "triton",
         10,
         Limits(
-            features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels", "blocks"},
+            features=EVERY_PART,
             modulation=EVERY_LOGIT_DETAIL,
             dtypes=HALF_AND_FULL,
             widths=(16, 256),
@@ -362,7 +363,7 @@ register(
         "flex",
         20,
         Limits(
-            features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels", "blocks"},
+            features=EVERY_PART,
             modulation=EVERY_LOGIT_DETAIL,
             dtypes=HALF_AND_FULL,
             widths=(16, 256),
@@ -388,7 +389,7 @@ register(
     Backend(
         "chunked",
         40,
-        Limits(features=AROUND | WITH_LSE | {"modulation", "key_bias", "labels", "blocks"}, modulation=EVERY_LOGIT_DETAIL),
+        Limits(features=EVERY_PART, modulation=EVERY_LOGIT_DETAIL),
         _run_chunked,
     )
 )

@@ -13,10 +13,7 @@ change of a method).
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,12 +25,8 @@ import numpy
 from .measures import measure_clip
 from .sampling import sample_clips
 from .statistics import interval, paired_gain
-from .world import MOTIONS, random_caption
+from .study import NATIVE, RESULTS, checkpoint_key, column, command, held_out
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-NATIVE = 6
-"""Latent frames of a native clip."""
 ALPHAS = (0.6, 0.9, 0.75, 0.45, 0.3)
 """In the order they are run, so that an early stop still leaves a comparison."""
 RIFLEX_K = (1, 2, 3)
@@ -82,16 +75,10 @@ def settings() -> list[Setting]:
     return rows
 
 
-def held_out(clips: int) -> list[tuple[str, int]]:
-    """Captions and seeds, all motions in turn; the generator's seed is used nowhere else."""
-    rng = random.Random(20261121)
-    return [(str(random_caption(rng, MOTIONS[i % len(MOTIONS)])), 1000 + i) for i in range(clips)]
-
-
 def run(clips: int) -> dict[str, Any]:
     """All settings that are not in the results yet."""
     path = RESULTS / "length_study.json"
-    key = _key(clips)
+    key = checkpoint_key(clips)
     data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if data.get("key") != key:
         data = {"key": key, "clips": clips, "captions": held_out(clips), "rows": {}}
@@ -116,20 +103,7 @@ def _sample(setting: Setting, work: list[tuple[str, int]]) -> list[dict[str, flo
     return found
 
 
-def _key(clips: int) -> str:
-    """Results belong to one set of prompts and checkpoints."""
-    digest = hashlib.sha256(json.dumps(held_out(clips)).encode())
-    for name in ("toy_wan_t2v", "toy_umt5", "toy_wan_vae"):
-        digest.update((HERE / "checkpoints" / f"{name}.safetensors").read_bytes())
-    return digest.hexdigest()[:16]
-
-
 # --- statistics -----------------------------------------------------------------------------------------------------
-
-
-def column(data: dict[str, Any], row: str, measure: str) -> numpy.ndarray:
-    """One measure of one row, clip by clip."""
-    return numpy.array([m[measure] for m in data["rows"][row]], dtype=float)
 
 
 def table(data: dict[str, Any]) -> str:
@@ -195,21 +169,5 @@ def plot(data: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--clips", type=int, default=64, help="paired prompts and seeds per row (default 64)")
-    parser.add_argument("--fresh", action="store_true", help="throw earlier results away")
-    parser.add_argument("--only-table", action="store_true", help="table and plot of the results at hand")
-    args = parser.parse_args()
-    path = RESULTS / "length_study.json"
-    if args.fresh:
-        path.unlink(missing_ok=True)
-    data = json.loads(path.read_text()) if args.only_table else run(args.clips)
-    (RESULTS / "length_study.md").write_text(table(data))
-    plot(data, RESULTS / "length_study.png")
-    print(table(data))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, "length_study", 64, run, table, plot)

@@ -14,7 +14,6 @@ density is as many blocks drawn at random.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -24,10 +23,10 @@ import numpy
 import torch
 
 from .fidelity import fidelity
-from .length_study import NATIVE, RESULTS, _key, column, held_out
 from .measures import measure_clip
 from .sampling import sample_clips
 from .statistics import interval, paired_gain
+from .study import NATIVE, RESULTS, checkpoint_key, column, command, held_out
 
 DENSITIES = (0.5, 0.25, 0.1)
 PATTERNS = ("random", "radial", "sliding_tile", "clear", "sla_topk", "draft", "sparsed", "adaspa", "rettention")
@@ -47,7 +46,7 @@ def settings() -> list[tuple[str, str, float, str]]:
 def run(clips: int) -> dict[str, Any]:
     """All settings that are not in the results yet."""
     path = RESULTS / "sparse_study.json"
-    work, key = held_out(clips), _key(clips)
+    work, key = held_out(clips), checkpoint_key(clips)
     data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if data.get("key") != key:
         data = {"key": key, "clips": clips, "captions": work, "rows": {}, "density": {}}
@@ -159,21 +158,5 @@ def plot(data: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--clips", type=int, default=48, help="paired prompts and seeds per row (default 48)")
-    parser.add_argument("--fresh", action="store_true", help="throw earlier results away")
-    parser.add_argument("--only-table", action="store_true", help="table and plot of the results at hand")
-    args = parser.parse_args()
-    path = RESULTS / "sparse_study.json"
-    if args.fresh:
-        path.unlink(missing_ok=True)
-    data = json.loads(path.read_text()) if args.only_table else run(args.clips)
-    (RESULTS / "sparse_study.md").write_text(table(data))
-    plot(data, RESULTS / "sparse_study.png")
-    print(table(data))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, "sparse_study", 48, run, table, plot)
