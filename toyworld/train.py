@@ -29,17 +29,17 @@ EMPTY_PROMPT = 0.1
 EMA = 0.998
 
 
-def build_model(seed: int) -> torch.nn.Module:
-    """A fresh `WanModel`: Xavier weights, damped residual branches, a zero head."""
+def build_model(seed: int, sizes: dict = MODEL) -> torch.nn.Module:
+    """A fresh `WanModel` of these sizes: Xavier weights, damped residual branches, a zero head."""
     load_host()
     import comfy.ldm.wan.model
     import comfy.ops
 
     torch.manual_seed(seed)
-    model = comfy.ldm.wan.model.WanModel(**MODEL, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
+    model = comfy.ldm.wan.model.WanModel(**sizes, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
     for name, weight in model.named_parameters():
         if "modulation" in name:
-            weight.data.normal_(0, MODEL["dim"] ** -0.5)
+            weight.data.normal_(0, sizes["dim"] ** -0.5)
         elif weight.ndim >= 2:
             torch.nn.init.xavier_uniform_(weight.view(weight.shape[0], -1))
         else:

@@ -1,0 +1,79 @@
+"""Stable Diffusion 1.5 (U-Net, cross-attention, noise prediction) on pictures of the second world: 64 channels instead of 320.
+
+Sixteen latent channels instead of four, so that the U-Net shares the exact latent and the VAE of the SD3 model; attention maps are 16 x 16, 8 x 8 and
+4 x 4 at 128 pixels, the text has the usual 77 tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..host import load_host
+from ..scenes import Mix
+from . import encoders, pools, text, words
+
+SIZES = dict(
+    image_size=32, in_channels=16, out_channels=16, model_channels=64, num_res_blocks=[1, 1, 1], channel_mult=(1, 2, 2), context_dim=text.CLIP["hidden_size"],
+    num_heads=-1, num_head_channels=32, use_spatial_transformer=True, use_linear_in_transformer=False, transformer_depth=[1] * 3,
+    transformer_depth_output=[1] * 6, transformer_depth_middle=1, legacy=False, adm_in_channels=None,
+)  # fmt: skip
+MIX = Mix(two=0.1, three=0.03)
+EMPTY_PROMPT = 0.1
+BATCH = 32
+
+
+class SD15(nn.Module):
+    """Model and text encoder that learn together."""
+
+    name = "scenes_sd15"
+    rates = (0.02, 1e-3)
+
+    def __init__(self, seed: int, compiled: bool):
+        super().__init__()
+        load_host()
+        import comfy.ldm.modules.diffusionmodules.openaimodel as unet
+        import comfy.model_sampling
+        import comfy.ops
+
+        torch.manual_seed(seed)
+        self.model = unet.UNetModel(**SIZES, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
+        for name, weight in self.model.named_parameters():
+            if weight.ndim >= 2:
+                nn.init.kaiming_normal_(weight, nonlinearity="linear")
+                if ".proj_out." in name or "out_layers.3" in name or name.startswith("out.2"):
+                    weight.data.mul_(0.0 if name.startswith("out.2") else 0.2)
+            else:
+                # Norms are the one-dimensional weights; every bias starts at zero.
+                nn.init.constant_(weight, 1.0 if name.endswith("weight") else 0.0)
+        self.text = text.ClipTower()
+        sigmas = comfy.model_sampling.ModelSamplingDiscrete().sigmas.float()
+        self.register_buffer("alpha", 1 / (sigmas**2 + 1), persistent=False)
+        self._forward = [torch.compile(self.model, dynamic=False) if compiled else self.model]
+
+    def pool(self, count: int, seed: int) -> pools.Pool:
+        """Rendered pictures, few of them with two or three objects."""
+        return pools.make(count, seed, "clip", False, MIX)
+
+    def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
+        """Error of the predicted noise on a random batch, at uniform timesteps of SD1.5's own schedule."""
+        chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
+        clean, rows = pool.latents[chosen].float(), pool.rows[chosen].clone()
+        rows[torch.rand(BATCH, generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "clip")[0]
+        share = (torch.randperm(BATCH, generator=generator) + torch.rand(BATCH, generator=generator)) / BATCH
+        t = (share * len(self.alpha)).long()
+        noise = torch.randn(clean.shape, generator=generator)
+        alpha = self.alpha[t].view(-1, 1, 1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = self._forward[0](alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t.float(), context=self.text(rows))
+        return ((guess.float() - noise) ** 2).mean()
+
+    def export(self, folder: Path, note: dict[str, Any]) -> None:
+        """Write model and text encoder; `comfy_node` loads both."""
+        from safetensors.torch import save_file
+
+        metadata = {"toyworld": json.dumps({**note, "model": SIZES})}
+        save_file({name: value.half().contiguous() for name, value in self.model.state_dict().items()}, folder / f"{self.name}.safetensors", metadata=metadata)
+        encoders.write_clip(self.text, folder / f"{self.name}_text.safetensors")

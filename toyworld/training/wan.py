@@ -1,0 +1,87 @@
+"""Wan 2.1 text-to-video on clips of the second world, and the same model with a noise level per latent frame.
+
+The first third of the steps shows single latent frames, the next third quarter clips: colours, shapes, textures and whose is what are learned there at a
+ninth of the price; whole clips then teach motion. `forcing` starts from the trained model and draws an independent level for every latent
+frame (diffusion forcing, Chen et al. 2024, arXiv 2407.01392), half of the time; it is what FIFO and Ouroboros sampling needs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..scenes import Mix
+from ..train import build_model
+from . import encoders, pools, text, words
+from .loop import times
+
+SIZES = dict(model_type="t2v", in_dim=16, out_dim=16, dim=256, ffn_dim=768, freq_dim=256, text_dim=text.T5_WIDTH, num_heads=2, num_layers=4)
+MIX = Mix(two=0.35, three=0.0)
+SHIFT = 3.0
+EMPTY_PROMPT = 0.1
+STAGES = ((0.3, 1, 128), (0.5, 3, 64), (1.0, 9, 32))  # share of the steps by which it ends, latent frames, clips
+
+
+class Wan(nn.Module):
+    """Model and text encoder that learn together."""
+
+    name = "scenes_wan_t2v"
+    stages = STAGES
+    rates = (0.02, 2e-3)
+
+    def __init__(self, seed: int, compiled: bool):
+        super().__init__()
+        self.model = build_model(seed, SIZES)
+        self.text = text.T5Tower()
+        self._forward = [torch.compile(self.model, dynamic=False) if compiled else self.model]  # a list hides it from state_dict
+
+    def pool(self, count: int, seed: int) -> pools.Pool:
+        """Rendered clips with one or two objects."""
+        return pools.make(count, seed, "t5", True, MIX)
+
+    def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Noise levels [B, T] in 0..1: one for the whole clip."""
+        return times(batch, SHIFT, generator)[:, None].expand(batch, frames)
+
+    def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
+        """Velocity error on a random batch."""
+        _, frames, batch = next(stage for stage in self.stages if step < stage[0] * steps or stage[0] == 1.0)
+        chosen = torch.randint(0, len(pool.rows), (batch,), generator=generator)
+        first = torch.randint(0, pool.latents.shape[2] - frames + 1, (1,), generator=generator)
+        clean, rows = pool.latents[chosen, :, first : first + frames].float(), pool.rows[chosen].clone()
+        rows[torch.rand(batch, generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "t5")[0]
+        sigma = self.levels(batch, frames, generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        mix = sigma[:, None, :, None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            one = bool((sigma == sigma[:, :1]).all())
+            velocity = self._forward[0]((1 - mix) * clean + mix * noise, (sigma[:, 0] if one else sigma) * 1000, self.text(rows))
+        return ((velocity.float() - (noise - clean)) ** 2).mean()
+
+    def export(self, folder: Path, note: dict[str, Any]) -> None:
+        """Write model and text encoder in the files that ComfyUI loads."""
+        from safetensors.torch import save_file
+
+        state = dict(self.model.state_dict())
+        state["text_embedding.0.weight"] = encoders.widen(state["text_embedding.0.weight"])
+        metadata = {"toyworld": json.dumps({**note, "model": SIZES})}
+        save_file({name: value.half().contiguous() for name, value in state.items()}, folder / f"{self.name}.safetensors", metadata=metadata)
+        encoders.write_t5(self.text, folder / f"{self.name}_text.safetensors")
+
+
+class Forcing(Wan):
+    """The trained model, taught to take an own noise level for every latent frame. Its text encoder is that of the model."""
+
+    name = "scenes_wan_forcing"
+    stages = ((1.0, 9, 32),)
+    rates = (0.005, 5e-4)
+
+    def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Half of the clips have independent levels, a quarter ascending ones (a queue's window), a quarter one level."""
+        free = times(batch * frames, SHIFT, generator).reshape(batch, frames)
+        quarter = batch // 4
+        free[:quarter] = free[:quarter].sort(1).values
+        free[quarter : 2 * quarter] = free[quarter : 2 * quarter, :1]
+        return free
