@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import signature
-from .call import AttentionCall, Block
+from .call import AttentionCall, Block, Seen
 from .errors import LoomError
 from .families import family_of
 from .families.base import Family, Laid, Mark, RopeAxis, Unclear, running
@@ -91,7 +91,7 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     patcher = guider.model_patcher
     diffusion = patcher.get_model_object("diffusion_model")
     family = family_of(diffusion)
-    run = record.begin(family.name, tuple(m.owner for m in methods), str(patcher.load_device))
+    run = record.begin(family.name, tuple(m.owner for m in methods if not m.reads), str(patcher.load_device))
     failed = True
     try:
         _check(family, diffusion, noise, methods, run)
@@ -151,7 +151,7 @@ def _apply_model(
     active = tuple(m for m in methods if m.window.contains(sigma, base.model_sampling.percent_to_sigma))
     family = family_of(base.diffusion_model)
     # a model called outside of sampling (a preview, a test) still gets a run, one that nobody keeps
-    run = record.current or Run(family.name, tuple(m.owner for m in methods), str(x.device))
+    run = record.current or Run(family.name, tuple(m.owner for m in methods if not m.reads), str(x.device))
     run.step(sigma)
     if not active:
         run.count(Entry("model call", False, "host", reason="outside every method's percent window"))
@@ -236,7 +236,13 @@ class _Woven:
             if mark is not None:
                 mark.calls += 1
         draft = weave(self.methods, call, lambda method: True)
-        return self._execute(sig, call, draft)
+        out = self._execute(sig, call, draft)
+        if draft.readers:
+            seen = Seen(sig.q, sig.k, sig.mask, sig.scale, sig.dense(self.previous))
+            for owner, reader in draft.readers:
+                reader(seen)
+                self.run.read(owner)
+        return out
 
     def _insist(self, mark: Mark | None, error: Unclear) -> None:
         """Outside the blocks (refiners, embedders) an unknown call is nobody's business; inside it may not pass silently."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -162,3 +163,18 @@ class AttentionCall:
     turn: int = 0
     replaced: tuple[str, ...] = ()
     run: Run | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One attention call as the model made it, for those who only look: before anything a method does to it.
+
+    q [B, H, Nq, D], k [B, Hk, Nk, D]; mask: the host's own, as it came; scale: None = D^-0.5. dense(q, k, v, mask=None) ->
+    [B, H, Nq, D] runs the attention the user chose on other tensors, with logits scaled by D^-0.5.
+    """
+
+    q: Tensor
+    k: Tensor
+    mask: Tensor | None
+    scale: float | None
+    dense: Callable[..., Tensor]

@@ -58,6 +58,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     peak_mb: float | None = None
     attention_ms: float | None = None
+    looked: Counter[str] = field(default_factory=Counter)
     patterns: dict[str, Counter[str]] = field(default_factory=dict)
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     state: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -88,6 +89,11 @@ class Run:
                 outcome = "+".join(entry.owners) if entry.planned else "stock"
                 key = (*place, f"{call.sigma:.6g}")
                 self.cells.setdefault(key, Counter())[outcome] += 1
+
+    def read(self, owner: str) -> None:
+        """``owner`` looked at a call without changing it."""
+        with self._lock:
+            self.looked[owner] += 1
 
     def kept(self, key: Any, make: Callable[[], Any]) -> Any:
         """What is kept under ``key`` until the run ends, made on first use. Several devices may ask at once."""
@@ -171,6 +177,7 @@ class Run:
             "planned_attention_ms": self.attention_ms,
             "peak_mb": self.peak_mb,
             "touched": self.touched,
+            "looked_at": dict(self.looked),
             "warnings": self.warnings,
             "patterns": {label: self.facts.get(label, {}) | {"calls": dict(notes)} for label, notes in self.patterns.items()},
             "calls": [
@@ -190,6 +197,7 @@ class Run:
             lines.append(f"time in changed calls: {self.attention_ms / 1000:.2f} s" + (f"; peak memory {self.peak_mb:.0f} MB" if self.peak_mb is not None else ""))
         for owner, n in self.touched.items():
             lines.append(f"- {owner}: {n} calls" if n else f"- WARNING: {owner} changed nothing" + "".join(f"; {r}" for r in self.reasons_against(owner)[:3]))
+        lines += [f"- {owner}: looked at {n} calls, changed none" for owner, n in self.looked.items()]
         lines += [self._pattern_line(label) for label in self.patterns]
         lines += [f"- warning: {w}" for w in self.warnings]
         lines.append("")

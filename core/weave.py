@@ -46,7 +46,7 @@ from .errors import ConflictError
 
 if TYPE_CHECKING:
     from ..kernels.sparse import Sparse
-    from .call import AttentionCall
+    from .call import AttentionCall, Seen
     from .methods.base import Method
     from .race import Race
 
@@ -69,6 +69,7 @@ class Draft:
     edits: list[tuple[str, RowEdit]] = field(default_factory=list)
     backends: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
+    readers: list[tuple[str, Callable[[Seen], None]]] = field(default_factory=list)
     race: Race | None = None
 
     def rotate(self, owner: str, rotation: Rotation) -> None:
@@ -108,6 +109,10 @@ class Draft:
     def edit(self, owner: str, edit: RowEdit) -> None:
         """Stage 9: replace output rows."""
         self.edits.append((owner, edit))
+
+    def watch(self, owner: str, reader: Callable[[Seen], None]) -> None:
+        """Let ``reader`` look at the call once its result is there. It is no part of the plan: stock calls stay stock."""
+        self.readers.append((owner, reader))
 
     def leave(self, owner: str, reason: str) -> None:
         """Note why a method that wanted this call did nothing to it; the report shows it."""

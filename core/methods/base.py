@@ -32,6 +32,9 @@ class Method(ABC):
     """Whether a call inside a block whose tokens cannot be told is an error, not a call left alone: for methods that
     would otherwise be switched off without the user knowing."""
 
+    reads: ClassVar[bool] = False
+    """Whether the method only looks at calls: then having changed nothing is no reason for a warning."""
+
     window: Window = field(default_factory=Window, kw_only=True)
     blocks: BlockSelection = field(default_factory=BlockSelection, kw_only=True)
     backend: str = field(default="auto", kw_only=True)
