@@ -9,14 +9,14 @@ import torch
 from ..host import CHECKPOINTS, load_host
 from .loop import Trainer, run
 
-STEPS = {"wan": 5200, "forcing": 800, "sd3": 5000, "sd15": 3200}
+STEPS = {"wan": 4200, "forcing": 600, "sd3": 2400, "sd15": 2600, "grounding": 700}
 
 
 def build(name: str, seed: int, compiled: bool) -> torch.nn.Module:
     """The task of a name."""
-    from . import sd3, sd15, wan
+    from . import grounding, sd3, sd15, wan
 
-    return {"wan": wan.Wan, "forcing": wan.Forcing, "sd3": sd3.SD3, "sd15": sd15.SD15}[name](seed, compiled)
+    return {"wan": wan.Wan, "forcing": wan.Forcing, "sd3": sd3.SD3, "sd15": sd15.SD15, "grounding": grounding.Grounding}[name](seed, compiled)
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--pool", type=int, default=24000, help="rendered scenes to draw from")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="stop after this long; the resume file goes on from there")
     parser.add_argument("--eager", action="store_true", help="do not compile the model (slower; needs no C++ compiler)")
@@ -36,10 +37,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     load_host(("--cpu", "--use-pytorch-cross-attention"))  # the host's other attentions re-compile at every call
     task = build(options.model, options.seed, not options.eager)
-    trainer = Trainer(task, options.seed, *task.rates)
+    trainer = Trainer(task, options.seed, options.device)
     if options.start:
         with torch.no_grad():
-            for p, kept, value in zip(trainer.live, trainer.average, torch.load(options.start)["average"], strict=True):
+            for p, kept, value in zip(trainer.live, trainer.average, torch.load(options.start, map_location=options.device)["average"], strict=True):
                 p.copy_(value)
                 kept.copy_(value)
     steps = options.steps or STEPS[options.model]

@@ -41,8 +41,8 @@ def write_t5(tower: text.T5Tower, path: Path) -> None:
 
     proto = sentencepiece_model(words.WORDS)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
-    state = {name: value for name, value in tower.t5.state_dict().items()}
-    table = state.pop("shared.weight")
+    state = dict(tower.t5.state_dict())
+    table = state.pop("shared.weight").cpu()
     shared = torch.zeros(pieces.get_piece_size(), table.shape[1])  # <pad> and <unk> stay zero: unknown words say nothing
     for row, word in enumerate(words.ROWS):
         index = pieces.piece_to_id(word if word == words.END else "\u2581" + word)
@@ -50,7 +50,7 @@ def write_t5(tower: text.T5Tower, path: Path) -> None:
             raise ValueError(f"The SentencePiece model lost the word {word!r}.")
         shared[index] = table[row]
     state["shared.weight"] = shared
-    state = {name: value.half().contiguous() for name, value in state.items()}
+    state = {name: value.half().cpu().contiguous() for name, value in state.items()}
     state["spiece_model"] = torch.frombuffer(bytearray(proto), dtype=torch.uint8).clone()
     config = {**text.T5, "vocab_size": pieces.get_piece_size()}
     save_file(state, path, metadata={"toy_text": json.dumps({"kind": "t5", "config": config, "length": words.LENGTH})})
@@ -60,5 +60,5 @@ def write_clip(tower: text.ClipTower, path: Path) -> None:
     """Write a trained CLIP tower: its weights in half precision and which tokens its table holds."""
     from safetensors.torch import save_file
 
-    state = {name: value.half().contiguous() for name, value in tower.clip.state_dict().items()}
+    state = {name: value.half().cpu().contiguous() for name, value in tower.clip.state_dict().items()}
     save_file(state, path, metadata={"toy_text": json.dumps({"kind": "clip", "config": text.CLIP, "tokens": words.clip_vocabulary()})})

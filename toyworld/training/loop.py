@@ -28,11 +28,17 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / (DECAY * steps)))
 
 
+def amp(device: torch.device) -> torch.autocast:
+    """bfloat16 matrix products, as every task trains."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
 class Trainer:
     """A task with its optimisers, running average and random state: everything that a resume file holds."""
 
-    def __init__(self, task: nn.Module, seed: int, muon: float = 0.02, adam: float = 2e-3):
-        self.task, self.rates = task, (muon, adam)
+    def __init__(self, task: nn.Module, seed: int, device: str = "cpu"):
+        self.task, self.rates = task.to(device), task.rates
+        muon, adam = self.rates
         self.live = [p for p in task.parameters() if p.requires_grad]
         matrix = {id(p) for name, p in task.named_parameters() if "block" in name and p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and "bias" not in name}
         self.matrices = [p for p in self.live if id(p) in matrix]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..host import load_host
 from ..scenes import Mix
 from . import encoders, pools, text, words
+from .loop import amp
 
 SIZES = dict(
     image_size=32, in_channels=16, out_channels=16, model_channels=64, num_res_blocks=[1, 1, 1], channel_mult=(1, 2, 2), context_dim=text.CLIP["hidden_size"],
@@ -51,7 +52,7 @@ class SD15(nn.Module):
         self.text = text.ClipTower()
         sigmas = comfy.model_sampling.ModelSamplingDiscrete().sigmas.float()
         self.register_buffer("alpha", 1 / (sigmas**2 + 1), persistent=False)
-        self._forward = [torch.compile(self.model, dynamic=False) if compiled else self.model]
+        self._forward = [self.model]  # compiling every resolution of a U-Net takes longer than it saves
 
     def pool(self, count: int, seed: int) -> pools.Pool:
         """Rendered pictures, few of them with two or three objects."""
@@ -60,14 +61,19 @@ class SD15(nn.Module):
     def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
         """Error of the predicted noise on a random batch, at uniform timesteps of SD1.5's own schedule."""
         chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
-        clean, rows = pool.latents[chosen].float(), pool.rows[chosen].clone()
-        rows[torch.rand(BATCH, generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "clip")[0]
-        share = (torch.randperm(BATCH, generator=generator) + torch.rand(BATCH, generator=generator)) / BATCH
-        t = (share * len(self.alpha)).long()
-        noise = torch.randn(clean.shape, generator=generator)
+        with amp(self.alpha.device):
+            return self.error(pool, chosen, generator)
+
+    def error(self, pool: pools.Pool, chosen: Tensor, generator: torch.Generator, options: dict[str, Any] | None = None) -> Tensor:
+        """Mean squared error of the predicted noise on the chosen pictures; `options` are the host's transformer options."""
+        device = self.alpha.device
+        clean, rows = pool.latents[chosen].float().to(device), pool.rows[chosen].clone()
+        rows[torch.rand(len(chosen), generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "clip")[0]
+        share = (torch.randperm(len(chosen), generator=generator) + torch.rand(len(chosen), generator=generator)) / len(chosen)
+        t = (share * len(self.alpha)).long().to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
         alpha = self.alpha[t].view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            guess = self._forward[0](alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t.float(), context=self.text(rows))
+        guess = self._forward[0](alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t.float(), context=self.text(rows.to(device)), transformer_options=options or {})
         return ((guess.float() - noise) ** 2).mean()
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
@@ -75,5 +81,5 @@ class SD15(nn.Module):
         from safetensors.torch import save_file
 
         metadata = {"toyworld": json.dumps({**note, "model": SIZES})}
-        save_file({name: value.half().contiguous() for name, value in self.model.state_dict().items()}, folder / f"{self.name}.safetensors", metadata=metadata)
+        save_file({name: value.half().cpu().contiguous() for name, value in self.model.state_dict().items()}, folder / f"{self.name}.safetensors", metadata=metadata)
         encoders.write_clip(self.text, folder / f"{self.name}_text.safetensors")

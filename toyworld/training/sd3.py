@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..host import load_host
 from ..scenes import Mix
 from . import encoders, pools, text, words
-from .loop import times
+from .loop import amp, times
 
 SIDE = 16  # of the position table, in patches; pictures of 128 pixels use its middle 8 x 8
 SIZES = dict(
@@ -56,13 +56,14 @@ class SD3(nn.Module):
     def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
         """Velocity error on a random batch."""
         chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
-        clean, rows = pool.latents[chosen].float(), pool.rows[chosen].clone()
+        device = self.model.pos_embed.device
+        clean, rows = pool.latents[chosen].float().to(device), pool.rows[chosen].clone()
         rows[torch.rand(BATCH, generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "t5")[0]
-        sigma = times(BATCH, SHIFT, generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        sigma = times(BATCH, SHIFT, generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma.view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = self._forward[0]((1 - mix) * clean + mix * noise, sigma * 1000, context=self.text(rows))
+        with amp(device):
+            velocity = self._forward[0]((1 - mix) * clean + mix * noise, sigma * 1000, context=self.text(rows.to(device)))
         return ((velocity.float() - (noise - clean)) ** 2).mean()
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
@@ -72,5 +73,5 @@ class SD3(nn.Module):
         state = dict(self.model.state_dict())
         state["context_embedder.weight"] = encoders.widen(state["context_embedder.weight"])
         metadata = {"toyworld": json.dumps({**note, "model": {key: value for key, value in SIZES.items() if key != "context_embedder_config"}})}
-        save_file({name: value.half().contiguous() for name, value in state.items()}, folder / f"{self.name}.safetensors", metadata=metadata)
+        save_file({name: value.half().cpu().contiguous() for name, value in state.items()}, folder / f"{self.name}.safetensors", metadata=metadata)
         encoders.write_t5(self.text, folder / f"{self.name}_text.safetensors")

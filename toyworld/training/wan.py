@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..scenes import Mix
 from ..train import build_model
 from . import encoders, pools, text, words
-from .loop import times
+from .loop import amp, times
 
 SIZES = dict(model_type="t2v", in_dim=16, out_dim=16, dim=256, ffn_dim=768, freq_dim=256, text_dim=text.T5_WIDTH, num_heads=2, num_layers=4)
 MIX = Mix(two=0.35, three=0.0)
@@ -50,14 +50,16 @@ class Wan(nn.Module):
         _, frames, batch = next(stage for stage in self.stages if step < stage[0] * steps or stage[0] == 1.0)
         chosen = torch.randint(0, len(pool.rows), (batch,), generator=generator)
         first = torch.randint(0, pool.latents.shape[2] - frames + 1, (1,), generator=generator)
-        clean, rows = pool.latents[chosen, :, first : first + frames].float(), pool.rows[chosen].clone()
+        device = self.model.patch_embedding.weight.device
+        clean, rows = pool.latents[chosen, :, first : first + frames].float().to(device), pool.rows[chosen].clone()
         rows[torch.rand(batch, generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "t5")[0]
         sigma = self.levels(batch, frames, generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        one = bool((sigma == sigma[:, :1]).all())
+        sigma = sigma.to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
         mix = sigma[:, None, :, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            one = bool((sigma == sigma[:, :1]).all())
-            velocity = self._forward[0]((1 - mix) * clean + mix * noise, (sigma[:, 0] if one else sigma) * 1000, self.text(rows))
+        with amp(device):
+            velocity = self._forward[0]((1 - mix) * clean + mix * noise, (sigma[:, 0] if one else sigma) * 1000, self.text(rows.to(device)))
         return ((velocity.float() - (noise - clean)) ** 2).mean()
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
@@ -67,7 +69,7 @@ class Wan(nn.Module):
         state = dict(self.model.state_dict())
         state["text_embedding.0.weight"] = encoders.widen(state["text_embedding.0.weight"])
         metadata = {"toyworld": json.dumps({**note, "model": SIZES})}
-        save_file({name: value.half().contiguous() for name, value in state.items()}, folder / f"{self.name}.safetensors", metadata=metadata)
+        save_file({name: value.half().cpu().contiguous() for name, value in state.items()}, folder / f"{self.name}.safetensors", metadata=metadata)
         encoders.write_t5(self.text, folder / f"{self.name}_text.safetensors")
 
 
