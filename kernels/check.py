@@ -153,12 +153,18 @@ def _row_affine(affine: RowAffine, q: Tensor) -> None:
 
 def _head_mix(name: str, mix: HeadMix, q: Tensor, k: Tensor) -> None:
     _fit(f"{name}.amount", mix.amount, (q.shape[1],), q.device)
-    if mix.target not in ("identity", "mean"):
-        raise ValueError(f"{name}.target is {mix.target!r}; expected 'identity' or 'mean'")
-    if mix.target == "identity" and q.shape[2] != k.shape[2]:
-        raise ValueError(f"{name}.target 'identity' needs as many keys as queries; there are {q.shape[2]} and {k.shape[2]}")
+    if mix.target not in ("identity", "mean", "query", "max", "own"):
+        raise ValueError(f"{name}.target is {mix.target!r}; expected 'identity', 'mean', 'query', 'max' or 'own'")
+    if mix.target in ("identity", "own") and q.shape[2] != k.shape[2]:
+        raise ValueError(f"{name}.target {mix.target!r} needs as many keys as queries; there are {q.shape[2]} and {k.shape[2]}")
     if mix.rows is not None:
         _fit(f"{name}.rows", mix.rows, (q.shape[2],), q.device, torch.bool)
+    if (mix.keys is not None) != (mix.target == "own"):
+        raise ValueError(f"{name}.keys goes with target 'own' and only with it")
+    if mix.keys is not None:
+        _integers(f"{name}.keys", mix.keys, (None,), q.device)
+        if not mix.keys.shape[0]:
+            raise ValueError(f"{name}.keys is empty; without other keys a token's own is 'identity'")
 
 
 def _probe(name: str, probe: Probe, earlier: tuple[Probe, ...]) -> None:

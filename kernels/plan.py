@@ -156,13 +156,22 @@ class HeadMix:
     """``out = (1 - amount) * out + amount * target`` per head (SoftPAG).
 
     amount fp32 [H]; rows bool [Nq]: query rows that are mixed (None: all). target:
-    "identity" the token's own value (attention = unit matrix; needs Nq = Nk), "mean" the mean value of all keys (uniform
-    attention).
+
+    "identity"  the token's own value (attention = unit matrix; needs Nq = Nk)
+    "mean"      the mean value of all keys (uniform attention)
+    "query"     one row of attention for all: that of the mean query of the mixed rows
+    "max"       the value of the key with the greatest logit (one-hot attention)
+    "own"       attention over the token's own key and the keys listed in ``keys`` int64 [n], n > 0 (needs Nq = Nk); the mixed
+                rows are not among those keys
+
+    key_bias and the plain factor of a modulation hold in "query", "max" and "own"; tables and labels only in "max", which alone
+    looks at pairs. Blocks and extra segments play no part.
     """
 
     amount: Tensor
-    target: Literal["identity", "mean"]
+    target: Literal["identity", "mean", "query", "max", "own"]
     rows: Tensor | None = None
+    keys: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

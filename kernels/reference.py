@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .blocks import EMPTY, Band, Bits, BlockPlan, TokenOrder, Window
-from .plan import MASKED, AttentionPlan, DistanceTable, FrameTable
+from .plan import MASKED, AttentionPlan, DistanceTable, FrameTable, HeadMix
 
 
 def reference_attend(
@@ -70,7 +70,7 @@ def reference_attend(
     if plan.row_affine is not None:
         out = plan.row_affine.scale.to(dtype)[..., None] * out + plan.row_affine.residual.to(dtype)
     for mix in plan.head_mix:
-        target = v if mix.target == "identity" else v.mean(2, keepdim=True)
+        target = _mix_map(q, k, mix, plan, scale) @ v
         u = mix.amount.to(dtype)[:, None, None]
         mixed = (1 - u) * out + u * target
         out = mixed if mix.rows is None else torch.where(mix.rows[:, None], mixed, out)
@@ -81,6 +81,29 @@ def reference_attend(
         out = out.clone()
         out[:, :, edit.rows] = (1 - edit.weight) * before[:, :, edit.rows] + edit.weight * source
     return (out, lse) if return_lse else out
+
+
+def _mix_map(q: Tensor, k: Tensor, mix: HeadMix, plan: AttentionPlan, scale: float) -> Tensor:
+    """The simpler attention [B|1,H|1,Nq,Nk] that heads are mixed with, as a matrix."""
+    n_q, n_k = q.shape[2], k.shape[2]
+    if mix.target == "identity":
+        return torch.eye(n_q, dtype=q.dtype, device=q.device)
+    if mix.target == "mean":
+        return torch.full((n_q, n_k), 1 / n_k, dtype=q.dtype, device=q.device)
+    if mix.target == "max":
+        s = _main_logits(q, k, plan, scale)
+        best = s == s.amax(-1, keepdim=True)
+        return (best & (best.cumsum(-1) == 1) & (s > -math.inf)).to(q.dtype)
+    factor = 1.0 if plan.modulation is None or plan.modulation.scale is None else plan.modulation.scale.to(q.dtype)[:, None, None]
+    bias = 0.0 if plan.key_bias is None else plan.key_bias.to(q.dtype)[:, :, None, :]
+    if mix.target == "query":
+        taken = q if mix.rows is None else q[:, :, mix.rows]
+        same = taken.mean(2, keepdim=True).expand(q.shape)
+        return torch.softmax(factor * scale * same @ k.transpose(-1, -2) + bias, -1)
+    seen = torch.eye(n_q, dtype=torch.bool, device=q.device)
+    seen[:, mix.keys.long()] = True  # type: ignore[union-attr]
+    s = (factor * scale * q @ k.transpose(-1, -2) + bias).masked_fill(~seen, -math.inf)
+    return torch.softmax(s, -1)
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:

@@ -19,7 +19,8 @@ from .caching import with_part
 from .chunked import BUDGET, BYTES_PER_PAIR, MOST_ROWS
 from .logits import KeySet, LogitRule
 from .merge import merge
-from .plan import AttentionPlan, ExtraKV, HeadMix, Probe, RowAffine, RowEdit
+from .mix import FUSED_TARGETS, mix_heads
+from .plan import AttentionPlan, ExtraKV, Probe, RowAffine, RowEdit
 from .tail import tail_attend
 
 Core = Callable[[Tensor, Tensor, Tensor, AttentionPlan, bool], tuple[Tensor, Tensor | None]]
@@ -31,7 +32,8 @@ AROUND = frozenset({"rotation", "row_affine", "head_mix", "row_edits"})
 WITH_LSE = frozenset({"extra_kv", "probes"})
 """Parts that run around a core that returns its log-sum-exp."""
 FUSABLE = frozenset({"extra_kv", "tail", "row_affine", "head_mix"})
-"""Stages a backend may take over: up to :data:`FUSED_SEGMENTS` segments, a tail read by rows, a row affine, one head mix."""
+"""Stages a backend may take over: up to :data:`FUSED_SEGMENTS` segments, a tail read by rows, a row affine, one head mix
+towards a target of :data:`kernels.mix.FUSED_TARGETS`."""
 FUSED_SEGMENTS = 2
 
 
@@ -77,7 +79,7 @@ def run_stages(
     if left.row_affine is not None:
         o = _apply_row_affine(o, left.row_affine)
     for mix in left.head_mix:
-        o = _mix_heads(o, v, mix)
+        o = mix_heads(o, q, k, v, mix, plan, scale)
     if plan.row_edits:
         o = _edit_rows(o, plan.row_edits)
     return o, (lse if return_lse else None), probes
@@ -96,7 +98,7 @@ def _fuse(plan: AttentionPlan, fused: frozenset[str]) -> tuple[AttentionPlan, At
     # The softmax is whole: what follows it may be taken over, in its order.
     if "row_affine" in fused:
         inner, left = replace(inner, row_affine=plan.row_affine), replace(left, row_affine=None)
-    if "head_mix" in fused and left.row_affine is None and len(plan.head_mix) == 1:
+    if "head_mix" in fused and left.row_affine is None and len(plan.head_mix) == 1 and plan.head_mix[0].target in FUSED_TARGETS:
         inner, left = replace(inner, head_mix=plan.head_mix), replace(left, head_mix=())
     return inner, left
 
@@ -138,17 +140,6 @@ def _segment(q: Tensor, e: ExtraKV, core: Core) -> tuple[Tensor, Tensor]:
         # Selecting rows by a mask would wait for the device; a segment is small, so all rows read it and some forget it.
         lse = lse.masked_fill(~e.rows, -math.inf)
     return o, lse
-
-
-def _mix_heads(o: Tensor, v: Tensor, mix: HeadMix) -> Tensor:
-    group = o.shape[1] // v.shape[1]
-    target = v if mix.target == "identity" else v.mean(2, keepdim=True, dtype=torch.float32)
-    u = mix.amount.float().view(v.shape[1], group, 1, 1)
-    grouped = o.unflatten(1, (v.shape[1], group))
-    mixed = ((1 - u) * grouped + u * target[:, :, None]).to(o.dtype)
-    if mix.rows is not None:
-        mixed = torch.where(mix.rows[:, None], mixed, grouped)
-    return mixed.flatten(1, 2)
 
 
 def _apply_row_affine(o: Tensor, affine: RowAffine) -> Tensor:

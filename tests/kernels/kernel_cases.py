@@ -134,9 +134,11 @@ def segment(s: Shape, dtype, *, length: int = 9, batch: int = 1, bias: bool = Tr
     return ExtraKV(k, v, b, (torch.arange(s.n_q) % 3 == 0).to(DEVICE) if rows else None)
 
 
-def mixes(s: Shape, target: str, *, rows: bool = False) -> HeadMix:
+def mixes(s: Shape, target: str, *, rows: bool = False, listed: int = 0) -> HeadMix:
+    """listed: so many keys at the front, for target "own"; the rows behind them are then mixed."""
     amount = torch.linspace(0, 1, s.heads) if s.heads > 1 else torch.tensor([0.4])
-    return HeadMix(amount.to(DEVICE), target, (torch.arange(s.n_q) % 2 == 0).to(DEVICE) if rows else None)
+    chosen = torch.arange(s.n_q) >= listed if listed else torch.arange(s.n_q) % 2 == 0
+    return HeadMix(amount.to(DEVICE), target, chosen.to(DEVICE) if rows or listed else None, torch.arange(listed).to(DEVICE) if listed else None)
 
 
 def affine(s: Shape, dtype=torch.float32, *, batch: int = 0, heads: int = 0, layout: str = "bhnd") -> RowAffine:
@@ -260,6 +262,10 @@ CASES = [
     ),
     Case("mix-identity", lambda s, t: AttentionPlan(head_mix=(mixes(s, "identity"),)), Shape(2, 4, 2, 63)),
     Case("mix-mean-rows", lambda s, t: AttentionPlan(head_mix=(mixes(s, "mean", rows=True),)), Shape(heads=3), half),
+    Case("mix-query-bias", lambda s, t: AttentionPlan(key_bias=key_bias(s), head_mix=(mixes(s, "query"),)), Shape(2, 4, 2, 63)),
+    Case("mix-query-rows", lambda s, t: AttentionPlan(head_mix=(mixes(s, "query", rows=True),)), Shape(heads=3), half),
+    Case("mix-max", lambda s, t: AttentionPlan(labels=labels(s), head_mix=(mixes(s, "max", rows=True),)), Shape(2, 4, 2, 63)),
+    Case("mix-own", lambda s, t: AttentionPlan(key_bias=key_bias(s), head_mix=(mixes(s, "own", listed=9),)), Shape(2, 4, 2, 63)),
     Case("affine", lambda s, t: AttentionPlan(row_affine=affine(s)), Shape(2, 4, 2, 63, 100, 40), layout="bnhd"),
     Case("affine-shared-bf16-kept", lambda s, t: AttentionPlan(row_affine=affine(s, bf16, batch=1, heads=1)), Shape(2), half),
     Case("affine-empty-rows", lambda s, t: AttentionPlan(labels=labels(s, empty_rows=True), row_affine=affine(s)), Shape(heads=1)),
