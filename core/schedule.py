@@ -1,4 +1,4 @@
-"""When and where a method acts: percent windows (by sigma), blocks and heads (by text).
+"""When and where a method acts: percent windows (by sigma) and blocks (by text); for heads see ``core/heads.py``.
 
 Windows are given in percent of the sampling and compared as sigmas, so they survive other schedulers, CFG batching, two-
 expert models and samplers that evaluate between steps. A step is never counted.
@@ -77,6 +77,10 @@ class BlockSelection:
     def __contains__(self, block: Block) -> bool:
         return not self.items or any(_selects(item, block) for item in self.items)
 
+    def ends(self) -> list[BlockSelection]:
+        """The first and the last block of every range, each as a selection of its own."""
+        return [BlockSelection("", ((letter, at, at, sub, sub),)) for letter, first, last, lo, hi in self.items for at, sub in ((first, lo), (last, hi))]
+
     def unmatched(self, blocks: list[Block]) -> list[str]:
         """The parts of the text that select none of ``blocks`` (for a warning)."""
         parts = [p for p in re.split(r"[\s,;]+", self.text) if p]
@@ -119,60 +123,3 @@ def _selects(item: tuple[str, int, int, int | None, int | None], block: Block) -
     if not first <= index <= last:
         return False
     return lo is None or hi is None or lo <= block.sub <= hi
-
-
-# --- heads ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HeadSelection:
-    """Which heads of which blocks a text selects, each with a strength.
-
-    Parts separated by ``;`` or line ends: ``blocks : heads [@ strength]``::
-
-        9:0,3,5        heads 0, 3 and 5 of block 9           d5:all        every head of double block 5
-        s12:0-7@0.5    heads 0 to 7 of single block 12 at half strength
-    """
-
-    text: str = ""
-    items: tuple[tuple[BlockSelection, tuple[tuple[int, int], ...] | None, float], ...] = ()
-
-    @staticmethod
-    def parse(text: str) -> HeadSelection:
-        """Raises LoomError naming the first part that cannot be read. Empty text: every head of every block."""
-        clean = text.strip()
-        if clean.lower() in ("", "all", "*"):
-            return HeadSelection(clean, ((BlockSelection(), None, 1.0),))
-        return HeadSelection(clean, tuple(_head_item(p.strip()) for p in re.split(r"[;\n]+", clean) if p.strip()))
-
-    def strengths(self, block: Block, heads: int) -> list[float]:
-        """Strength of each of the block's ``heads``; 0 where not selected, the last part wins.
-
-        Raises LoomError when a part names a head the block does not have.
-        """
-        out = [0.0] * heads
-        for blocks, ranges, strength in self.items:
-            if block not in blocks:
-                continue
-            for lo, hi in ranges if ranges is not None else ((0, heads - 1),):
-                if hi >= heads:
-                    raise LoomError(f"head {hi} was given for block {block}, which has heads 0 to {heads - 1}; change '{self.text}'.")
-                out[lo : hi + 1] = [strength] * (hi + 1 - lo)
-        return out
-
-
-def _head_item(part: str) -> tuple[BlockSelection, tuple[tuple[int, int], ...] | None, float]:
-    where, colon, rest = part.partition(":")
-    heads, at, amount = rest.partition("@")
-    try:
-        strength = float(amount) if at else 1.0
-        ranges: list[tuple[int, int]] = []
-        if heads.strip().lower() not in ("all", "*"):
-            for piece in re.split(r"[\s,]+", heads.strip()):
-                lo, dash, hi = piece.partition("-")
-                ranges.append((int(lo), int(hi) if dash else int(lo)))
-            if not colon or any(hi < lo for lo, hi in ranges):
-                raise ValueError
-    except ValueError:
-        raise LoomError(f"'{part}' is not a head selection; write for instance 9:0,3,5 or d5:all or s12:0-7@0.5.") from None
-    return BlockSelection.parse(where), tuple(ranges) or None, strength

@@ -3,7 +3,7 @@
 import pytest
 from attention_loom.core.call import Block
 from attention_loom.core.errors import LoomError
-from attention_loom.core.schedule import BlockSelection, HeadSelection, Window
+from attention_loom.core.schedule import BlockSelection, Window
 
 
 def linear(percent):  # a flow schedule: sigma falls from 1 to 0
@@ -63,20 +63,3 @@ def test_block_text_refused(text):
 
 def test_parts_that_select_nothing_are_named():
     assert BlockSelection.parse("1, 99, u3").unmatched(DIT) == ["99", "u3"]
-
-
-def test_head_text():
-    heads = HeadSelection.parse("1:0,2; s0-1:all@0.5\n-1:1-2@0.25")
-    assert heads.strengths(DIT[0], 3) == [0, 0, 0]
-    assert heads.strengths(DIT[1], 3) == [1, 0, 1]
-    assert heads.strengths(DIT[2], 3) == [0.5, 0.5, 0.5]
-    assert heads.strengths(DIT[5], 3) == [0, 0.25, 0.25]
-    assert HeadSelection.parse("u0.4:3").strengths(UNET[-1], 4) == [0, 0, 0, 1]
-
-
-def test_head_text_refused():
-    for text in ("9", "9:", "9:a", "9:3-1", ":2@x"):
-        with pytest.raises(LoomError, match="head selection"):
-            HeadSelection.parse(text)
-    with pytest.raises(LoomError, match="heads 0 to 3"):
-        HeadSelection.parse("0:7").strengths(DIT[0], 4)
