@@ -21,7 +21,7 @@ from . import signature
 from .call import AttentionCall, Block, Seen
 from .errors import LoomError
 from .families import family_of
-from .families.base import Family, Laid, Mark, RopeAxis, Unclear, running
+from .families.base import Family, Laid, Mark, Place, RopeAxis, Unclear, running
 from .methods.base import Method
 from .report import Entry, Record, Run
 from .weave import Draft, weave
@@ -226,22 +226,25 @@ class _Woven:
             self.run.count(Entry("unreadable call", False, "host", reason=str(error)))
             return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
         mark = running(sig.options)
+        methods = self.methods
         try:
-            call = self._call(sig)
+            call = self._call(sig, self._place(sig))
         except Unclear as error:
             self._insist(mark, error)
-            self.run.count(Entry("call not understood", False, self._host, reason=str(error)))
-            return sig.stock(self.previous)
+            methods = tuple(m for m in methods if m.counts_tokens)
+            place = self.family.merged(sig.options, sig.q.shape[2], sig.k.shape[2]) if methods else None
+            if place is None:
+                self.run.count(Entry("call not understood", False, self._host, reason=str(error)))
+                return sig.stock(self.previous)
+            call = self._call(sig, place)
         finally:
             if mark is not None:
                 mark.calls += 1
-        draft = weave(self.methods, call, lambda method: True)
+        draft = weave(methods, call, lambda method: True)
         out = self._execute(sig, call, draft)
-        if draft.readers:
-            seen = Seen(sig.q, sig.k, sig.mask, sig.scale, sig.dense(self.previous))
-            for owner, reader in draft.readers:
-                reader(seen)
-                self.run.read(owner)
+        for owner, reader in draft.readers:
+            reader(call.seen)  # type: ignore[arg-type]
+            self.run.read(owner)
         return out
 
     def _insist(self, mark: Mark | None, error: Unclear) -> None:
@@ -257,11 +260,14 @@ class _Woven:
     def _host(self) -> str:
         return "host" if self.previous is None else "host, through another pack's override"
 
-    def _call(self, sig: signature.Signature) -> AttentionCall:
+    def _place(self, sig: signature.Signature) -> Place:
         place = self.family.place(sig.options, self.geometry, sig.q.shape[2], sig.k.shape[2])
         for side, layout, n in (("queries", place.q, sig.q.shape[2]), ("keys", place.k, sig.k.shape[2])):
             if layout.length != n:
                 raise Unclear(f"{place.block} {place.kind}: {n} {side}, but the tokens known make {layout.length}")
+        return place
+
+    def _call(self, sig: signature.Signature, place: Place) -> AttentionCall:
         window = sig.options.get("context_window")
         turn = self.turns[place.block, place.kind]
         self.turns[place.block, place.kind] += 1
@@ -286,6 +292,7 @@ class _Woven:
             turn=turn,
             replaced=self.replaced,
             run=self.run,
+            seen=Seen(sig.q, sig.k, sig.mask, sig.scale, sig.dense(self.previous)),
         )
 
     def _execute(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:

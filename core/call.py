@@ -104,7 +104,7 @@ class Block:
     """Where a call happens. kind: the family's own word ("double", "single", "block", "input", ...); index within kind.
 
     ``sub`` counts transformer layers inside one UNet block; ``ordinal`` is the position among all blocks of the model
-    in execution order, ``total`` their number (0 where unknown).
+    in execution order, ``total`` their number (0 where unknown). ``level``: how often a UNet has halved the picture there.
     """
 
     kind: str
@@ -112,6 +112,7 @@ class Block:
     ordinal: int = -1
     total: int = 0
     sub: int = 0
+    level: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.index}" + (f".{self.sub}" if self.kind in ("input", "middle", "output") else "")
@@ -141,6 +142,7 @@ class AttentionCall:
     latent frames of this context window, or None. uuids: identity of the conditioning of each chunk; steps: of the run. turn:
     how many calls of this block and kind came before it in the same model call (VACE: one for each control video). replaced: the
     blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
+    seen: the call's own tensors, for methods whose factors depend on them.
     """
 
     family: str
@@ -163,6 +165,7 @@ class AttentionCall:
     turn: int = 0
     replaced: tuple[str, ...] = ()
     run: Run | None = field(default=None, compare=False, repr=False)
+    seen: Seen | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -119,6 +119,10 @@ class Family(ABC):
         checked by the caller.
         """
 
+    def merged(self, options: dict[str, Any], nq: int, nk: int) -> Place | None:
+        """Where a call happens whose tokens another pack has merged or cut into tiles, so that only their number is known."""
+        return None
+
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
         """The temporal rotary axis, or None. extra: the keyword conditions, for models whose positions depend on the frame
         rate; without them the host's default rate holds.

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..call import Block, Span
-from .base import MARK, Family, Laid, Mark, Place, elsewhere, inside, layout, length
+from .base import MARK, Family, Laid, Mark, Place, elsewhere, inside, layout, length, running
 
 Layers = dict[tuple[str, int, int], tuple[Block, bool]]
 """(block kind, block index, layer within) -> (block, whether its first attention reads the text instead of the picture)."""
@@ -72,6 +72,12 @@ class UNet(Family):
         own = layout(Span("video" if over_time else "image", grid[0] * grid[1] * grid[2], grid))
         return Place(mark.block, mark.hint, own, own if mark.hint == "self" else geometry.prompt)  # type: ignore[arg-type]
 
+    def merged(self, options: dict[str, Any], nq: int, nk: int) -> Place | None:
+        mark = running(options)
+        if mark is None or mark.hint != "self" or mark.calls:
+            return None
+        return Place(mark.block, "self", layout(Span("other", nq)), layout(Span("other", nk)))
+
 
 def is_video(model: Any) -> bool:
     """Whether the U-Net has layers over time."""
@@ -86,12 +92,14 @@ def stages(model: Any) -> list[tuple[str, int, Any]]:
 
 def layers(model: Any) -> Layers:
     """All transformer layers in order of execution; in video U-Nets odd layers of a block run over time."""
-    found: list[tuple[str, int, int, bool]] = []
+    found: list[tuple[str, int, int, int, bool]] = []
+    level = 0
     for kind, index, stage in stages(model):
         for part in stage:
+            level += {"Downsample": 1, "Upsample": -1}.get(type(part).__name__, 0)
             over_time = getattr(part, "time_stack", None)
             for j, spatial in enumerate(getattr(part, "transformer_blocks", ())):
                 run = [spatial] if over_time is None else [spatial, over_time[j]]
-                found += [(kind, index, len(run) * j + n, bool(layer.disable_self_attn)) for n, layer in enumerate(run)]
+                found += [(kind, index, len(run) * j + n, level, bool(layer.disable_self_attn)) for n, layer in enumerate(run)]
     total = len(found)
-    return {(kind, index, sub): (Block(kind, index, n, total, sub), flag) for n, (kind, index, sub, flag) in enumerate(found)}
+    return {(kind, index, sub): (Block(kind, index, n, total, sub, level), flag) for n, (kind, index, sub, level, flag) in enumerate(found)}

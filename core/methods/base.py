@@ -35,6 +35,9 @@ class Method(ABC):
     reads: ClassVar[bool] = False
     """Whether the method only looks at calls: then having changed nothing is no reason for a warning."""
 
+    counts_tokens: ClassVar[bool] = False
+    """Whether the number of tokens is all it asks for: it then acts where another pack has merged or tiled them, too."""
+
     window: Window = field(default_factory=Window, kw_only=True)
     blocks: BlockSelection = field(default_factory=BlockSelection, kw_only=True)
     backend: str = field(default="auto", kw_only=True)
