@@ -1,0 +1,176 @@
+"""Training of the second world's checkpoints: tokens, text towers, noise levels, one step of every model, resuming, files."""
+
+import random
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _host():
+    from attention_loom.toyworld.host import load_host
+
+    load_host()
+
+
+CAPTIONS = [
+    "a red circle on the left and a small striped blue square on the right on a green striped background",
+    "a white triangle on a grey background",
+]
+
+
+def test_every_word_of_the_grammar_has_tokens():
+    from attention_loom.toyworld.scenes.grammar import WORDS
+    from attention_loom.toyworld.training import words
+
+    rows = words.rows_tensor(CAPTIONS, "t5")
+    assert rows.shape == (2, 36) and rows[1].tolist()[:8] == [words.ROWS.index(word) for word in CAPTIONS[1].split()] + [0]
+    assert (rows[1, 8:] == len(words.ROWS)).all()
+    clip = words.rows_tensor([" ".join(WORDS[:40]), *CAPTIONS], "clip")
+    assert clip.shape == (3, 77) and (clip[:, 0] == 0).all() and clip.max() < len(words.clip_vocabulary())
+    for kind in ("t5", "clip"):
+        with pytest.raises(ValueError, match="no word 'elephant'"):
+            words.rows_tensor(["elephant"], kind)
+    with pytest.raises(ValueError, match="has 40 words; the toy text encoder takes at most 35"):
+        words.t5_rows(" ".join(WORDS[:40]))
+
+
+def test_clip_rows_are_the_hosts_own_tokens():
+    import comfy.sd1_clip
+    from attention_loom.toyworld.training import words
+
+    tokenizer = comfy.sd1_clip.SDTokenizer()
+    for caption in (*CAPTIONS, ""):
+        host = [token for token, _ in tokenizer.tokenize_with_weights(caption)[0]]
+        assert [words.clip_vocabulary()[row] for row in words.clip_rows(caption)] == host
+
+
+def test_t5_tower_equals_the_hosts_forward():
+    from attention_loom.toyworld.training import text, words
+
+    torch.manual_seed(0)
+    tower = text.T5Tower()
+    rows = words.rows_tensor(CAPTIONS, "t5")
+    keep = rows < len(words.ROWS)
+    with torch.no_grad():
+        ours = tower(rows)
+        host = tower.t5(rows.clamp(max=len(words.ROWS) - 1), keep.long())[0] * keep[..., None]
+    assert ours.abs().mean() > 0.1 and (ours - host).abs().max() < 1e-5
+    # Attention binds words: the same word in another place of the caption gives another vector.
+    assert (ours[0, 0] - ours[0, 7]).abs().max() > 1e-2
+
+
+def test_clip_tower_equals_the_hosts_forward():
+    from attention_loom.toyworld.training import text, words
+
+    torch.manual_seed(0)
+    tower = text.ClipTower()
+    rows = words.rows_tensor(CAPTIONS, "clip")
+    with torch.no_grad():
+        ours = tower(rows)
+        embeds = tower.clip.embeddings.token_embedding(rows)
+        host = tower.clip(input_tokens=rows, embeds=embeds, num_tokens=[1, 1])[0]
+    assert ours.abs().mean() > 0.1 and (ours - host).abs().max() < 1e-5
+    assert (ours[0, :3] - ours[1, :3]).abs()[:2].max() < 1e-6  # causal: "a" after the start token cannot see what differs later
+
+
+def test_noise_levels():
+    from attention_loom.toyworld.training import loop, wan
+
+    generator = torch.Generator().manual_seed(0)
+    sigma = loop.times(4096, 3.0, generator)
+    assert sigma.min() > 0 and sigma.max() < 1 and sigma.median() == pytest.approx(0.75, abs=0.01)
+    assert abs(float(torch.corrcoef(torch.stack([sigma[:-1], sigma[1:]]))[0, 1])) < 0.05  # strata are shuffled
+    free = wan.Forcing.levels(None, 32, 9, generator)
+    assert (free[:8].diff(dim=1) >= 0).all() and (free[8:16] == free[8:16, :1]).all()
+    assert (free[16:].std(1) > 0.01).all()
+
+
+def test_picture_latent():
+    from attention_loom.toyworld import picture_latent
+    from attention_loom.toyworld.scenes import random_scene, render
+
+    picture = render(random_scene(random.Random(1), moving=False), size=128)[0]
+    code = picture_latent.encode(picture)
+    assert code.shape == (16, 16, 16) and (code[12:] == 0).all() and 0.2 < code[:12].std() < 2
+    means = picture.reshape(32, 4, 32, 4, 3).mean((1, 3))
+    assert (picture_latent.decode(code) - means).abs().max() < 1e-5
+    assert (picture_latent.to_normalised(picture_latent.to_stored(code)) - code).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="multiple of 8"):
+        picture_latent.encode(picture[:100, :100])
+
+
+def small(name, monkeypatch):
+    """A task of the real model with a tiny batch."""
+    from attention_loom.toyworld.training import sd3, sd15, wan
+    from attention_loom.toyworld.training.__main__ import build
+
+    monkeypatch.setattr(sd3, "BATCH", 2)
+    monkeypatch.setattr(sd15, "BATCH", 2)
+    monkeypatch.setattr(wan.Wan, "stages", ((0.2, 1, 4), (1.0, 3, 2)))
+    monkeypatch.setattr(wan.Forcing, "stages", ((1.0, 3, 4),))
+    return build(name, 3, compiled=False)
+
+
+@pytest.mark.parametrize("name", ["wan", "forcing", "sd3", "sd15"])
+def test_a_step_lowers_the_loss_of_its_own_batch(name, monkeypatch):
+    from attention_loom.toyworld.training.loop import Trainer
+
+    trainer = Trainer(small(name, monkeypatch), 3)
+    assert trainer.matrices and trainer.others and all(p.ndim >= 2 for p in trainer.matrices)
+    pool = trainer.task.pool(3, 0)
+    start = trainer.generator.get_state()
+    losses = []
+    for _ in range(3):
+        trainer.generator.set_state(start)
+        losses.append(trainer.advance(pool, 1000))
+    assert losses[2] < losses[0]
+    assert all(torch.isfinite(p).all() for p in trainer.live)
+
+
+def test_resumed_training_equals_an_unbroken_run_and_export_changes_nothing(tmp_path, monkeypatch):
+    from attention_loom.toyworld.training.loop import Trainer
+
+    whole = Trainer(small("wan", monkeypatch), 3)
+    pool = whole.task.pool(3, 0)
+    first = whole.advance(pool, 10)
+    torch.save(whole.state(), tmp_path / "resume.pt")
+    before = [p.detach().clone() for p in whole.live]
+    whole.export(tmp_path, {"seed": 3})
+    assert all(torch.equal(a, b) for a, b in zip(before, whole.live, strict=True))
+    second = whole.advance(pool, 10)
+    other = Trainer(small("wan", monkeypatch), 99)
+    other.restore(torch.load(tmp_path / "resume.pt"))
+    assert other.step == 1 and first != second and other.advance(pool, 10) == pytest.approx(second, rel=1e-5)
+
+
+def test_grounding_trains_the_hosts_gligen_and_nothing_else(tmp_path, monkeypatch):
+    import comfy.gligen
+    import comfy.utils
+    from attention_loom.toyworld.training.grounding import Grounding
+    from attention_loom.toyworld.training.loop import Trainer
+
+    start = small("sd15", monkeypatch)
+    torch.nn.init.normal_(start.model.out[2].weight, std=0.05)  # an untrained U-Net ends in zeros, through which no gradient comes
+    start.export(tmp_path, {})
+    task = Grounding(0, False, tmp_path)
+    frozen = {name: value.clone() for name, value in task.model.state_dict().items()}
+    trainer = Trainer(task, 0)
+    pool = task.pool(4, 0)
+    chosen = torch.arange(4)
+    boxes, masks, embeddings = task.grounded(chosen, pool, torch.Generator().manual_seed(1))
+    for i in range(4):
+        count = len(pool.boxes[i])
+        assert torch.equal(boxes[i, :count], pool.boxes[i]) and masks[i].sum() in (0, count) and (embeddings[i, count:] == 0).all() and (embeddings[i, :count] != 0).any()
+    for _ in range(2):
+        trainer.advance(pool, 10)
+    assert all(torch.equal(value, task.model.state_dict()[name]) for name, value in frozen.items())
+    assert all(float(block.alpha_attn.detach().abs()) > 0 for block in task.blocks)
+    trainer.export(tmp_path, {})
+    loaded = comfy.gligen.load_gligen(comfy.utils.load_torch_file(str(tmp_path / "scenes_sd15_gligen.safetensors")))
+    assert len(loaded.module_list) == len(task.blocks) and loaded.key_dim == 128
+    for ours, theirs in zip(trainer.task.blocks, loaded.module_list, strict=True):
+        kept = trainer.average[next(i for i, p in enumerate(trainer.live) if p is ours.linear.weight)]
+        assert torch.allclose(kept, theirs.linear.weight.float(), atol=1e-3) and ours.attn.heads == theirs.attn.heads
