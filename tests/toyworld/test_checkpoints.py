@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,13 +162,14 @@ def test_foreign_text_encoders_are_refused(loaded, tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-def test_node_folder_stands_alone(loaded):
+def test_node_folder_stands_alone(loaded, monkeypatch):
     """The host imports the folder by its path, under a name of its own."""
     import folder_paths
 
     folder = Path(text_encoder.__file__).parent / "comfy_node"
     spec = importlib.util.spec_from_file_location("toy_world_node", folder / "__init__.py", submodule_search_locations=[str(folder)])
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # as the host does
     spec.loader.exec_module(module)
     folder_paths.add_model_folder_path("text_encoders", str(host.CHECKPOINTS))
     node = module.NODE_CLASS_MAPPINGS["ToyWorldTextEncoder"]
