@@ -20,9 +20,12 @@ from ..kernels import Trace, attend
 from . import signature
 from .call import AttentionCall, Block, Seen
 from .errors import LoomError
+from .extra_pass import guide
 from .families import family_of
 from .families.base import Family, Laid, Mark, Place, RopeAxis, Unclear, running
+from .guidance import EXTRA, ExtraPass
 from .methods.base import Method
+from .methods.extra import GuidanceMethod
 from .report import Entry, Record, Run
 from .weave import Draft, weave
 
@@ -52,6 +55,9 @@ def attach(model: Any, method: Method) -> Any:
     present: tuple[Method, ...] = options.get(METHODS, ())
     if not present:
         family.install(clone)
+    if isinstance(method, GuidanceMethod):
+        method = method.numbered(sum(isinstance(m, GuidanceMethod) for m in present))
+        clone.set_model_sampler_post_cfg_function(guide(method))
     kept = tuple(m for m in present if not (method.unique and type(m) is type(method)))
     options[METHODS] = (*kept, method)
     options[RECORD] = Record()
@@ -142,26 +148,31 @@ def _apply_model(
 ) -> Tensor:
     """Puts our override over the one that is there now; leaves the model call alone if no method acts at this sigma."""
     given = transformer_options or {}
-    methods: tuple[Method, ...] = given.get(METHODS, ())
+    everyone: tuple[Method, ...] = given.get(METHODS, ())
     record: Record | None = given.get(RECORD)
-    if not methods or record is None:
+    if not everyone or record is None:
         return executor(x, t, c_concat, c_crossattn, control, given, **extra)
+    pass_: ExtraPass | None = given.get(EXTRA)
+    methods = tuple(m for m in everyone if m.only_in is None or (pass_ is not None and m.only_in == pass_.name))
     base = executor.class_obj
     sigma = float(given["sigmas"].max()) if "sigmas" in given else float(t.max())
     active = tuple(m for m in methods if m.window.contains(sigma, base.model_sampling.percent_to_sigma))
     family = family_of(base.diffusion_model)
     # a model called outside of sampling (a preview, a test) still gets a run, one that nobody keeps
-    run = record.current or Run(family.name, tuple(m.owner for m in methods if not m.reads), str(x.device))
+    run = record.current or Run(family.name, tuple(m.owner for m in everyone if not m.reads), str(x.device))
     run.step(sigma)
+    if pass_ is not None:
+        pass_.begin(run)
     if not active:
-        run.count(Entry("model call", False, "host", reason="outside every method's percent window"))
+        why = "outside every method's percent window" if methods else "the main pass stays as it is: guidance acts in an extra one"
+        run.count(Entry("model call", False, "host", reason=why))
         return executor(x, t, c_concat, c_crossattn, control, given, **extra)
     geometry = family.geometry(base.diffusion_model, x, c_crossattn, extra)
     run.grid = geometry.grid
     options = dict(given)
     family.mark(options, base.diffusion_model)
     options[OVERRIDE] = _Woven(
-        active, family, geometry, run, sigma, _progress(given, sigma), _steps(given), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE), _replaced(given)
+        active, family, geometry, run, sigma, _progress(given, sigma), _steps(given), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE), _replaced(given), pass_
     ).override
     return executor(x, t, c_concat, c_crossattn, control, options, **extra)
 
@@ -185,8 +196,9 @@ def _steps(options: dict[str, Any]) -> int:
 
 
 def _replaced(options: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the blocks and attentions other nodes replace in this model call, before we mark ours."""
-    return tuple(sorted(f"{kind}/{where}" for kind, slots in options.get("patches_replace", {}).items() for where in slots))
+    """Names of the blocks and attentions other nodes replace in this model call, before we mark ours, and of an extra pass."""
+    own = [f"pass/{options[EXTRA].name}"] if EXTRA in options else []
+    return tuple(sorted([f"{kind}/{where}" for kind, slots in options.get("patches_replace", {}).items() for where in slots] + own))
 
 
 def _rope(family: Family, diffusion: Any, extra: dict[str, Any], run: Run) -> RopeAxis | None:
@@ -212,10 +224,11 @@ class _Woven:
         rope: RopeAxis | None,
         previous: Callable[..., Tensor] | None,
         replaced: tuple[str, ...] = (),
+        extra: ExtraPass | None = None,
     ) -> None:
         self.methods, self.family, self.geometry, self.run = methods, family, geometry, run
         self.sigma, self.progress, self.steps, self.rope, self.previous = sigma, progress, steps, rope, previous
-        self.replaced = replaced
+        self.replaced, self.extra = replaced, extra
         self.turns: Counter[tuple[Block, str]] = Counter()
 
     def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -242,7 +255,7 @@ class _Woven:
                 mark.calls += 1
         draft = weave(methods, call, lambda method: True)
         out = self._execute(sig, call, draft)
-        for owner, reader in draft.readers:
+        for owner, reader in draft.readers if self.extra is None else ():  # what is read is the attention of the main pass
             reader(call.seen)  # type: ignore[arg-type]
             self.run.read(owner)
         return out
@@ -292,6 +305,7 @@ class _Woven:
             turn=turn,
             replaced=self.replaced,
             run=self.run,
+            extra=self.extra,
             seen=Seen(sig.q, sig.k, sig.mask, sig.scale, sig.dense(self.previous)),
         )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..kernels.caching import remembered
 
 if TYPE_CHECKING:
+    from .guidance import ExtraPass
     from .report import Run
 
 Kind = Literal["self", "cross", "joint", "other"]
@@ -142,6 +143,7 @@ class AttentionCall:
     latent frames of this context window, or None. uuids: identity of the conditioning of each chunk; steps: of the run. turn:
     how many calls of this block and kind came before it in the same model call (VACE: one for each control video). replaced: the
     blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
+    extra: the extra pass of a guidance method, None in the main one.
     seen: the call's own tensors, for methods whose factors depend on them.
     """
 
@@ -165,6 +167,7 @@ class AttentionCall:
     turn: int = 0
     replaced: tuple[str, ...] = ()
     run: Run | None = field(default=None, compare=False, repr=False)
+    extra: ExtraPass | None = field(default=None, compare=False, repr=False)
     seen: Seen | None = field(default=None, compare=False, repr=False)
 
 

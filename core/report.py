@@ -61,6 +61,7 @@ class Run:
     looked: Counter[str] = field(default_factory=Counter)
     patterns: dict[str, Counter[str]] = field(default_factory=dict)
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
+    passes: Counter[str] = field(default_factory=Counter)
     state: dict[Any, Any] = field(default_factory=dict, repr=False)
     _sums: dict[tuple[str, str, str], tuple[Any, int]] = field(default_factory=dict, repr=False)
     _events: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
@@ -178,6 +179,7 @@ class Run:
             "peak_mb": self.peak_mb,
             "touched": self.touched,
             "looked_at": dict(self.looked),
+            "extra_evaluations": dict(self.passes),
             "warnings": self.warnings,
             "patterns": {label: self.facts.get(label, {}) | {"calls": dict(notes)} for label, notes in self.patterns.items()},
             "calls": [
@@ -198,6 +200,7 @@ class Run:
         for owner, n in self.touched.items():
             lines.append(f"- {owner}: {n} calls" if n else f"- WARNING: {owner} changed nothing" + "".join(f"; {r}" for r in self.reasons_against(owner)[:3]))
         lines += [f"- {owner}: looked at {n} calls, changed none" for owner, n in self.looked.items()]
+        lines += [f"- {name}: {n} extra evaluations of the model" for name, n in self.passes.items()]
         lines += [self._pattern_line(label) for label in self.patterns]
         lines += [f"- warning: {w}" for w in self.warnings]
         lines.append("")

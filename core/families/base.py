@@ -19,6 +19,9 @@ from ..call import Block, Geometry, Kind, Span, TokenLayout
 MARK = "loom_block"
 """Key in transformer_options under which the running block is published."""
 
+HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "heads")
+"""Names under which the host's models keep their number of heads, the whole model first."""
+
 
 @dataclass(eq=False)
 class Mark:
@@ -89,6 +92,8 @@ class Family(ABC):
     """Names of the host's diffusion-model classes."""
     video: ClassVar[bool] = False
     positions_in_model_dtype: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+    """Whether text and picture stand in one attention."""
     refused: ClassVar[dict[str, str]] = {}
     """Class names that look like this family but cannot be hooked, with the reason."""
 
@@ -99,6 +104,11 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, model: Any) -> list[Block]:
         """The main blocks in order of execution: what a user's block selection counts. Refiners and side blocks are not in it."""
+
+    def heads(self, model: Any, block: Block) -> int:
+        """Query heads of a main block's own attention. All blocks have the same number, but in U-Nets."""
+        found = (getattr(module, name, None) for module in model.modules() for name in HEAD_COUNTS)
+        return next(n for n in found if isinstance(n, int))
 
     def install(self, patcher: Any) -> None:
         """Put what cannot be put at run time on the clone (object patches). Called once per clone chain."""

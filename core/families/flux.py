@@ -20,6 +20,7 @@ class Flux(Family):
 
     name = "FLUX"
     classes = ("Flux", "Chroma")
+    joint = True
 
     def blocks(self, model: Any) -> list[Block]:
         return number({"double": len(model.double_blocks), "single": len(model.single_blocks)})

@@ -21,6 +21,7 @@ class HunyuanVideo(Family):
 
     name = "HunyuanVideo"
     classes = ("HunyuanVideo",)
+    joint = True
     video = True
     positions_in_model_dtype = True
 

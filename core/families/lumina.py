@@ -18,6 +18,7 @@ class Lumina(Family):
 
     name = "Lumina 2 / Z-Image"
     classes = ("NextDiT",)
+    joint = True
 
     def blocks(self, model: Any) -> list[Block]:
         return number({"block": len(model.layers)})

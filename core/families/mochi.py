@@ -21,6 +21,7 @@ class Mochi(Family):
 
     name = "Mochi"
     classes = ("AsymmDiTJoint",)
+    joint = True
     video = True
     positions_in_model_dtype = True
 

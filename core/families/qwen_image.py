@@ -15,6 +15,7 @@ class QwenImage(Family):
 
     name = "Qwen-Image"
     classes = ("QwenImageTransformer2DModel",)
+    joint = True
 
     def blocks(self, model: Any) -> list[Block]:
         return number({"double": len(model.transformer_blocks)})

@@ -15,6 +15,7 @@ class SD3(Family):
 
     name = "SD3"
     classes = ("OpenAISignatureMMDITWrapper",)
+    joint = True
 
     def blocks(self, model: Any) -> list[Block]:
         return number({"double": len(model.joint_blocks)})

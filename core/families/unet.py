@@ -29,6 +29,13 @@ class UNet(Family):
     def blocks(self, model: Any) -> list[Block]:
         return [block for block, _ in layers(model).values()]
 
+    def heads(self, model: Any, block: Block) -> int:
+        stage = next(stage for kind, index, stage in stages(model) if (kind, index) == (block.kind, block.index))
+        part = next(part for part in stage if hasattr(part, "transformer_blocks"))
+        over_time = getattr(part, "time_stack", None)
+        turn, layer = (0, block.sub) if over_time is None else (block.sub % 2, block.sub // 2)
+        return int((part.transformer_blocks if turn == 0 else over_time)[layer].attn1.heads)
+
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         # video U-Nets take the frames as batch rows and hear their number from the conditioning
         frames = int(extra.get("num_video_frames") or 1) if is_video(model) else 1

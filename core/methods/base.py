@@ -47,6 +47,11 @@ class Method(ABC):
         """True when the settings say "do nothing": such a method is never attached."""
         return self.window.nothing
 
+    @property
+    def only_in(self) -> str | None:
+        """Name of the extra pass the method acts in and nowhere else; None: in every pass, those of guidance methods included."""
+        return None
+
     def check_family(self, family: Family, model: Any) -> None:
         """Raise LoomError if the method has no meaning for this family. Called when the node runs."""
 

@@ -1,0 +1,69 @@
+"""The extra model evaluation of a guidance method: run after CFG, marked so that the method acts in it alone.
+
+All other methods act in it as in the main pass. What the sampler evaluates is left as it is: the mark stands in a copy of the
+options. Area conditioning, masks, hooks, ControlNets and context windows come along, because the pass is the host's own
+evaluation of the positive conditioning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import LoomError
+from .families import family_of
+from .guidance import EXTRA, TIMESTEPS, ExtraPass
+
+if TYPE_CHECKING:
+    from .methods.extra import GuidanceMethod
+
+
+def guide(method: GuidanceMethod) -> Callable[[dict[str, Any]], Tensor]:
+    """A post-CFG function of the host that adds the guidance of ``method``."""
+
+    def post_cfg(args: dict[str, Any]) -> Tensor:
+        model, sigma = args["model"], float(args["sigma"].max())
+        w = method.guidance.at(sigma, _timestep(model.model_sampling, args["sigma"]))
+        if w == 0 or not method.window.contains(sigma, model.model_sampling.percent_to_sigma):
+            return args["denoised"]
+        extra, pass_ = evaluate(method.only_in, args)
+        if not pass_.calls:  # no conditioning is active at this step, so there is nothing to push away from
+            return args["denoised"]
+        _insist(method, model, pass_)
+        if pass_.run is not None:
+            pass_.run.passes[method.owner] += 1
+        return method.guidance.join(w, args["denoised"], args["cond_denoised"], None if args["uncond"] is None else args["uncond_denoised"], extra)
+
+    return post_cfg
+
+
+def evaluate(name: str, args: dict[str, Any]) -> tuple[Tensor, ExtraPass]:
+    """The positive conditioning once more, marked with ``name``: (denoised latent, what happened in the pass)."""
+    import comfy.samplers
+
+    pass_ = ExtraPass(name)
+    options = args["model_options"]
+    marked = dict(options) | {"transformer_options": dict(options.get("transformer_options", {})) | {EXTRA: pass_}}
+    (extra,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], marked)
+    return extra, pass_
+
+
+def _timestep(sampling: Any, sigma: Tensor) -> float:
+    """Place in the training schedule from 999 (noise) to 0, whatever scale the model counts timesteps in."""
+    most = sampling.timestep(sampling.sigma_max)
+    return (TIMESTEPS - 1) * float(sampling.timestep(sigma.max()).float()) / float(most)
+
+
+def _insist(method: GuidanceMethod, model: Any, pass_: ExtraPass) -> None:
+    """An extra pass that changed nothing is no guidance; one that missed some of its blocks is said in the report."""
+    blocks = [b for b in family_of(model.diffusion_model).blocks(model.diffusion_model) if method.reaches(b)]
+    missed = [str(b) for b in blocks if b not in pass_.touched]
+    if not pass_.touched:
+        raise LoomError(
+            f"{method.owner} could not change any attention in its extra pass ({', '.join(missed[:4])}{', ...' if len(missed) > 4 else ''}): another node replaces those "
+            "blocks' attention, skips them, or a step cache left the model out. Choose other blocks, or take that node out."
+        )
+    if missed and pass_.run is not None:
+        pass_.run.warn(f"{method.owner} did not reach {', '.join(missed)}: another node replaces their attention or skips them")

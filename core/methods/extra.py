@@ -1,0 +1,44 @@
+"""Methods that act in an extra evaluation of the model and guide away from it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from ..guidance import Guidance
+from .base import Method
+
+if TYPE_CHECKING:
+    from ..call import Block
+
+
+@dataclass(frozen=True)
+class GuidanceMethod(Method):
+    """Base of guidance methods: each has an extra pass of its own, so several add up, two of a kind included.
+
+    number: tells the passes on one model apart; ``core/attach.py`` gives it.
+    """
+
+    unique: ClassVar[bool] = False
+
+    guidance: Guidance = field(default_factory=Guidance, kw_only=True)
+    number: int = field(default=0, kw_only=True)
+
+    @property
+    def off(self) -> bool:
+        """No step gets a push."""
+        return super().off or self.guidance.off
+
+    @property
+    def only_in(self) -> str:
+        """Its own extra pass."""
+        return f"{self.owner} {self.number}"
+
+    def numbered(self, number: int) -> GuidanceMethod:
+        """The same method with a pass of its own."""
+        return replace(self, number=number)
+
+    @abstractmethod
+    def reaches(self, block: Block) -> bool:
+        """Whether the settings change attention in this block."""
