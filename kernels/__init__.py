@@ -12,6 +12,7 @@ from .merge import merge
 from .order import best_tile, by_frame, by_tile, raster
 from .plan import (
     MASKED,
+    Aside,
     AttentionPlan,
     DistanceTable,
     ExtraKV,
@@ -29,6 +30,7 @@ from .reference import reference_attend
 
 __all__ = [
     "MASKED",
+    "Aside",
     "AttentionPlan",
     "BackendUnavailable",
     "Band",

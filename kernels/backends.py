@@ -20,13 +20,13 @@ from .additive import additive_mask, mask_size
 from .blocks import BlockPlan
 from .chunked import chunked_attend
 from .plan import AttentionPlan
-from .stages import AROUND, CORE_PARTS, FUSABLE, WITH_LSE
+from .stages import AROUND, BESIDE, CORE_PARTS, FUSABLE, WITH_LSE
 
 MASK_BYTES = 512 * 2**20
 """Largest additive mask that is ever written out."""
 
 HALF_AND_FULL = frozenset({torch.float16, torch.bfloat16, torch.float32})
-EVERY_PART = AROUND | WITH_LSE | CORE_PARTS
+EVERY_PART = AROUND | WITH_LSE | BESIDE | CORE_PARTS
 EVERY_LOGIT_DETAIL = frozenset({"frames", "distance", "positive_only", "center_keys", "scale"})
 ONLY_SCALE = frozenset({"positive_only", "center_keys", "scale"})
 """Without a table, centring and the sign test change nothing, and the scale is a factor on q."""
@@ -55,6 +55,7 @@ class Call:
         bias = self.plan.key_bias
         sources = [self.q, self.k, self.v, *([bias] if bias is not None else [])]
         sources += [x for e in self.plan.extra_kv for x in (e.k, e.v, e.bias) if x is not None]
+        sources += [x for a in self.plan.asides for x in (a.k, a.v)]
         sources += [] if (affine := self.plan.row_affine) is None else [affine.scale, affine.residual]
         return torch.is_grad_enabled() and any(x.requires_grad for x in sources)
 
@@ -320,7 +321,7 @@ def _run_chunked(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPla
     return chunked_attend(q, k, v, plan, call.scale, tokens_first=call.tokens_first)
 
 
-HOST_LIMITS = Limits(features=AROUND | {"modulation", "key_bias"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES)
+HOST_LIMITS = Limits(features=AROUND | BESIDE | {"modulation", "key_bias"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES)
 
 register(
     Backend(
@@ -379,7 +380,7 @@ register(
     Backend(
         "sdpa",
         30,
-        Limits(features=AROUND | {"modulation", "key_bias", "labels", "blocks"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
+        Limits(features=AROUND | BESIDE | {"modulation", "key_bias", "labels", "blocks"}, modulation=ONLY_SCALE, lse=False, mask_bytes=MASK_BYTES),
         _run_sdpa,
         _sdpa_available,
     )

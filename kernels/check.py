@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .blocks import BlockPlan
-from .plan import AttentionPlan, ExtraKV, HeadMix, Labels, Modulation, Probe, Rotation, RowAffine, RowEdit
+from .plan import Aside, AttentionPlan, ExtraKV, HeadMix, Labels, Modulation, Probe, Rotation, RowAffine, RowEdit
 
 Size = int | tuple[int, ...] | None  # one size, any of several, anything
 
@@ -50,6 +50,8 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: floa
         _head_mix(f"head_mix[{i}]", mix, q, k)
     for i, probe in enumerate(plan.probes):
         _probe(f"probes[{i}]", probe, plan.probes[:i])
+    for i, aside in enumerate(plan.asides):
+        _aside(f"asides[{i}]", aside, q)
     for i, edit in enumerate(plan.row_edits):
         _row_edit(f"row_edits[{i}]", edit, q)
 
@@ -174,6 +176,18 @@ def _probe(name: str, probe: Probe, earlier: tuple[Probe, ...]) -> None:
         raise ValueError(f"{name}.keys goes with kind 'columns' and only with it")
     if any(probe.name == other.name for other in earlier):
         raise ValueError(f"{name}.name {probe.name!r} is used twice")
+
+
+def _aside(name: str, a: Aside, q: Tensor) -> None:
+    b, h, _, d = q.shape
+    if not a.elements or len(a.elements) != len(a.bases) or not all(0 <= e < b for e in (*a.elements, *a.bases)):
+        raise ValueError(f"{name} has elements {a.elements} with bases {a.bases}; expected as many of each, of 0 to {b - 1}")
+    _fit(f"{name}.k", a.k, ((1, len(a.elements)), None, None, d), q.device, q.dtype)
+    _fit(f"{name}.v", a.v, tuple(a.k.shape), q.device, q.dtype)
+    if 0 in a.k.shape or h % a.k.shape[1]:
+        raise ValueError(f"{name}.k has shape {list(a.k.shape)}; its heads must divide {h} and no axis may be empty")
+    _integers(f"{name}.rows", a.rows, (None,), q.device)
+    _fit(f"{name}.weight", a.weight, (a.rows.shape[0],), q.device, torch.float32)
 
 
 def _row_edit(name: str, edit: RowEdit, q: Tensor) -> None:

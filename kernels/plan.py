@@ -20,6 +20,7 @@ Semantics, in stage order, for admitted pairs (i, j)::
     out_i      =  softmax over admitted keys and extra segments, times v                 ExtraKV
     out_i      <- f_i out_i + R_i                                                        RowAffine
     out_i      <- (1 - u_h) out_i + u_h target_i                                         HeadMix
+    out_i      <- out_i + w_i (softmax over the aside's own keys, times v, - base_i)     Aside
     out_i      <- (1 - w) out_i + w source_i   on listed rows                            RowEdit
 
 A query with no admitted key yields 0 and a log-sum-exp of -inf, never NaN. The log-sum-exp is that of the softmax; no later
@@ -189,6 +190,24 @@ class Probe:
 
 
 @dataclass(frozen=True, eq=False)
+class Aside:
+    """A softmax of its own beside the call's, for some rows: ``out[e, rows] += weight * (aside - out[base, rows])``.
+
+    ``aside`` is the attention of those queries over ``k, v`` alone [1|E, Hk, M, D], with the call's scale. elements: the E batch
+    elements it concerns; bases: for each, the element whose output is subtracted, as it was before any aside: its own (then a
+    weight w blends, ``(1 - w) out + w aside``), or that of another conditioning. rows int64 [n], distinct; weight fp32 [n], of
+    any size.
+    """
+
+    k: Tensor
+    v: Tensor
+    rows: Tensor
+    weight: Tensor
+    elements: tuple[int, ...]
+    bases: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class RowEdit:
     """``out[rows] = (1 - weight) * out[rows] + weight * source``.
 
@@ -215,6 +234,7 @@ class AttentionPlan:
     row_affine: RowAffine | None = None
     head_mix: tuple[HeadMix, ...] = ()
     probes: tuple[Probe, ...] = ()
+    asides: tuple[Aside, ...] = ()
     row_edits: tuple[RowEdit, ...] = ()
 
     @property
@@ -267,6 +287,7 @@ class AttentionPlan:
             blocks=None if self.blocks is None else self.blocks.head_range(h0, h1),
             row_affine=None if affine is None else RowAffine(cut(affine.scale, 1), cut(affine.residual, 1)),
             head_mix=tuple(replace(m, amount=cut(m.amount, 0)) for m in self.head_mix),
+            asides=tuple(replace(a, k=cut_kv(a.k), v=cut_kv(a.v)) for a in self.asides),
             row_edits=tuple(replace(e, values=cut_if(e.values, 1)) for e in self.row_edits),
         )
 

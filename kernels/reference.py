@@ -75,6 +75,13 @@ def reference_attend(
         mixed = (1 - u) * out + u * target
         out = mixed if mix.rows is None else torch.where(mix.rows[:, None], mixed, out)
 
+    before, out = out, out.clone()
+    for a in plan.asides:
+        for i, (e, base) in enumerate(zip(a.elements, a.bases, strict=True)):
+            k_e, v_e = (_per_head(x[i % x.shape[0]][None], heads)[0].to(dtype) for x in (a.k, a.v))
+            aside = torch.softmax(scale * q[e] @ k_e.transpose(-1, -2), dim=-1) @ v_e
+            out[e][:, a.rows] += a.weight.to(dtype)[:, None] * (aside - before[base])[:, a.rows]
+
     before = out
     for edit in plan.row_edits:
         source = before[:, :, edit.copy_from] if edit.values is None else edit.values.to(dtype)

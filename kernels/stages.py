@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .aside import add_asides
 from .blocks import BlockPlan
 from .caching import with_part
 from .chunked import BUDGET, BYTES_PER_PAIR, MOST_ROWS
@@ -31,10 +32,14 @@ AROUND = frozenset({"rotation", "row_affine", "head_mix", "row_edits"})
 """Parts that run around any core, even one that is a foreign dense call."""
 WITH_LSE = frozenset({"extra_kv", "probes"})
 """Parts that run around a core that returns its log-sum-exp."""
+BESIDE = frozenset({"asides"})
+"""Parts that call the core once more, on other keys and without blocks."""
 FUSABLE = frozenset({"extra_kv", "tail", "row_affine", "head_mix"})
 """Stages a backend may take over: up to :data:`FUSED_SEGMENTS` segments, a tail read by rows, a row affine, one head mix
 towards a target of :data:`kernels.mix.FUSED_TARGETS`."""
 FUSED_SEGMENTS = 2
+OUTSIDE = AROUND | WITH_LSE | BESIDE
+"""All that a core is not given."""
 
 
 def run_stages(
@@ -80,6 +85,8 @@ def run_stages(
         o = _apply_row_affine(o, left.row_affine)
     for mix in left.head_mix:
         o = mix_heads(o, q, k, v, mix, plan, scale)
+    if plan.asides:
+        o = add_asides(o, q, plan.asides, core)
     if plan.row_edits:
         o = _edit_rows(o, plan.row_edits)
     return o, (lse if return_lse else None), probes
@@ -87,7 +94,7 @@ def run_stages(
 
 def _fuse(plan: AttentionPlan, fused: frozenset[str]) -> tuple[AttentionPlan, AttentionPlan]:
     """(plan for the core, the whole plan less the stages the core takes over)."""
-    inner, left = plan.without(*(AROUND | WITH_LSE)), plan
+    inner, left = plan.without(*OUTSIDE), plan
     if not isinstance(plan.blocks, BlockPlan | None):
         # A pattern may call the core several times for one result: what is not part of each of them stays outside.
         return inner, left
@@ -166,7 +173,7 @@ def read_probes(q: Tensor, k: Tensor, lse: Tensor, plan: AttentionPlan, scale: f
 
     Exact: P_ij = exp(s_ij - lse_i). Works in blocks of rows, one head at a time; peak memory is a block of rows x keys.
     """
-    rule = LogitRule.of(plan.without(*(AROUND | WITH_LSE)), k, scale)
+    rule = LogitRule.of(plan.without(*OUTSIDE), k, scale)
     found = {probe.name: [_read_one(rule, probe, q, k, lse, plan, b, scale) for b in range(q.shape[0])] for probe in plan.probes}
     return {name: torch.stack(per_element) for name, per_element in found.items()}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from attention_loom.kernels import (
     MASKED,
+    Aside,
     AttentionPlan,
     Band,
     DistanceTable,
@@ -150,6 +151,19 @@ def affine(s: Shape, dtype=torch.float32, *, batch: int = 0, heads: int = 0, lay
     return RowAffine(scale.to(DEVICE), residual.to(DEVICE))
 
 
+def asides(s: Shape, dtype, *, batch: int = 1) -> tuple[Aside, ...]:
+    """Two on overlapping rows: one element blended with its own result, then elements against the last one's, beyond weight 1."""
+    g, last = _g(6), s.batch - 1
+
+    def kv(n: int, length: int) -> tuple[Tensor, Tensor]:
+        return tuple(torch.randn(n, s.kv_heads, length, s.width, generator=g).to(dtype).to(DEVICE) for _ in range(2))  # type: ignore[return-value]
+
+    everyone = tuple(range(s.batch))
+    blend = Aside(*kv(1, 7), torch.arange(3, 20).to(DEVICE), torch.rand(17, generator=g).to(DEVICE), (0,), (0,))
+    against = Aside(*kv(batch, 11), torch.tensor([18, 4, 9]).to(DEVICE), torch.tensor([2.5, -1.0, 0.0]).to(DEVICE), everyone, (last,) * s.batch)
+    return blend, against
+
+
 def edits(s: Shape, dtype) -> tuple[RowEdit, ...]:
     g = _g(4)
     values = torch.randn(1, s.heads, 4, s.width, generator=g).to(dtype).to(DEVICE)
@@ -269,6 +283,8 @@ CASES = [
     Case("affine", lambda s, t: AttentionPlan(row_affine=affine(s)), Shape(2, 4, 2, 63, 100, 40), layout="bnhd"),
     Case("affine-shared-bf16-kept", lambda s, t: AttentionPlan(row_affine=affine(s, bf16, batch=1, heads=1)), Shape(2), half),
     Case("affine-empty-rows", lambda s, t: AttentionPlan(labels=labels(s, empty_rows=True), row_affine=affine(s)), Shape(heads=1)),
+    Case("asides", lambda s, t: AttentionPlan(asides=asides(s, t, batch=2)), Shape(2, 4, 2, 63)),
+    Case("asides-bf16", lambda s, t: AttentionPlan(key_bias=key_bias(s), asides=asides(s, t)), Shape(1, n_q=65), bf16, "bnhd"),
     Case("edits", lambda s, t: AttentionPlan(row_edits=edits(s, t)), Shape(batch=2)),
     Case("everything", everything, Shape(2, 2, 1, 127)),
     Case("everything-bf16", everything, Shape(1, 2, 2, 127, width=40), bf16, "bnhd"),
@@ -326,6 +342,7 @@ CASES = [
         VIDEO,
     ),
     Case("blocks-affine-tail-centroid", lambda s, t: blocks(s, AttentionPlan(row_affine=affine(s)), order="tile", tail="centroid"), VIDEO),
+    Case("blocks-asides", lambda s, t: blocks(s, AttentionPlan(asides=asides(s, t)), order="tile"), VIDEO),
     Case("blocks-everything", block_everything, Shape(2, 2, 1, 118, width=32)),
 ]
 

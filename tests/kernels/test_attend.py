@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from attention_loom.kernels import (
+    Aside,
     AttentionPlan,
     BackendUnavailable,
     ExtraKV,
@@ -208,6 +209,12 @@ BAD = {
     "probes[0].keys goes with kind 'columns'": lambda q, k, v: (q, k, v, AttentionPlan(probes=(Probe("a", "columns"),))),
     "probes[1].name 'a' is used twice": lambda q, k, v: (
         q, k, v, AttentionPlan(probes=(Probe("a", "entropy"), Probe("a", "popularity"))),
+    ),
+    "asides[0] has elements (0,) with bases (2,)": lambda q, k, v: (
+        q, k, v, AttentionPlan(asides=(Aside(k, v, torch.tensor([1]), ONE, (0,), (2,)),)),
+    ),
+    "asides[0].weight has shape [1]; expected [2]": lambda q, k, v: (
+        q, k, v, AttentionPlan(asides=(Aside(k, v, torch.tensor([1, 2]), ONE, (0,), (0,)),)),
     ),
     "row_edits[0] needs exactly one of values and copy_from": lambda q, k, v: (
         q, k, v, AttentionPlan(row_edits=(RowEdit(torch.tensor([1]), 0.5),)),

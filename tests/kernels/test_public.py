@@ -15,6 +15,7 @@ TOOLS = FOLDER.parent / "tools"
 
 def test_public_names_are_frozen():
     assert sorted(kernels.__all__) == [
+        "Aside",
         "AttentionPlan",
         "BackendUnavailable",
         "Band",
