@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from attention_loom.toyworld.host import CHECKPOINTS
 
 pytestmark = pytest.mark.host
 
@@ -102,7 +103,7 @@ def test_picture_latent():
         picture_latent.encode(picture[:100, :100])
 
 
-def small(name, monkeypatch):
+def small(name, monkeypatch, start=CHECKPOINTS):
     """A task of the real model with a tiny batch."""
     from attention_loom.toyworld.training import sd3, sd15, wan
     from attention_loom.toyworld.training.__main__ import build
@@ -111,14 +112,16 @@ def small(name, monkeypatch):
     monkeypatch.setattr(sd15, "BATCH", 2)
     monkeypatch.setattr(wan.Wan, "stages", ((0.2, 1, 4), (1.0, 3, 2)))
     monkeypatch.setattr(wan.Forcing, "stages", ((1.0, 3, 4),))
-    return build(name, 3, compiled=False)
+    return build(name, 3, False, start)
 
 
 @pytest.mark.parametrize("name", ["wan", "forcing", "sd3", "sd15"])
-def test_a_step_lowers_the_loss_of_its_own_batch(name, monkeypatch):
+def test_a_step_lowers_the_loss_of_its_own_batch(name, monkeypatch, tmp_path):
     from attention_loom.toyworld.training.loop import Trainer
 
-    trainer = Trainer(small(name, monkeypatch), 3)
+    if name == "forcing":
+        small("wan", monkeypatch).export(tmp_path, {})
+    trainer = Trainer(small(name, monkeypatch, tmp_path if name == "forcing" else CHECKPOINTS), 3)
     assert trainer.matrices and trainer.others and all(p.ndim >= 2 for p in trainer.matrices)
     pool = trainer.task.pool(3, 0)
     start = trainer.generator.get_state()
@@ -144,6 +147,22 @@ def test_resumed_training_equals_an_unbroken_run_and_export_changes_nothing(tmp_
     other = Trainer(small("wan", monkeypatch), 99)
     other.restore(torch.load(tmp_path / "resume.pt"))
     assert other.step == 1 and first != second and other.advance(pool, 10) == pytest.approx(second, rel=1e-5)
+
+
+def test_later_runs_start_from_the_files_of_earlier_ones(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    wan = small("wan", monkeypatch)
+    first = load_file(CHECKPOINTS / "toy_wan_t2v.safetensors")
+    state = wan.model.state_dict()
+    assert all(torch.equal(state[name].half(), value) for name, value in first.items() if name != "text_embedding.0.weight")
+    wan.export(tmp_path, {})
+    forcing = small("forcing", monkeypatch, tmp_path)
+    for ours, theirs in zip(wan.state_dict().values(), forcing.state_dict().values(), strict=True):
+        assert (ours - theirs).abs().max() <= 1e-3 * ours.abs().max() + 1e-6
+    (tmp_path / "scenes_wan_t2v.safetensors").write_bytes((CHECKPOINTS / "toy_wan_vae.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="is not a toy Wan model"):
+        small("forcing", monkeypatch, tmp_path)
 
 
 def test_grounding_trains_the_hosts_gligen_and_nothing_else(tmp_path, monkeypatch):

@@ -56,6 +56,17 @@ def write_t5(tower: text.T5Tower, path: Path) -> None:
     save_file(state, path, metadata={"toy_text": json.dumps({"kind": "t5", "config": config, "length": words.LENGTH})})
 
 
+def read_t5(path: Path) -> dict[str, Tensor]:
+    """The state of a `T5Tower` from a file of `write_t5`."""
+    import sentencepiece
+    from safetensors.torch import load_file
+
+    stored = load_file(path)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=stored.pop("spiece_model").numpy().tobytes())
+    index = [pieces.piece_to_id(word if word == words.END else "\u2581" + word) for word in words.ROWS]
+    return {f"t5.{name}": (value[index] if name == "shared.weight" else value).float() for name, value in stored.items()}
+
+
 def write_clip(tower: text.ClipTower, path: Path) -> None:
     """Write a trained CLIP tower: its weights in half precision and which tokens its table holds."""
     from safetensors.torch import save_file

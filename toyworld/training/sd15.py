@@ -21,9 +21,9 @@ SIZES = dict(
     num_heads=-1, num_head_channels=32, use_spatial_transformer=True, use_linear_in_transformer=False, transformer_depth=[1] * 3,
     transformer_depth_output=[1] * 6, transformer_depth_middle=1, legacy=False, adm_in_channels=None,
 )  # fmt: skip
-MIX = Mix(two=0.1, three=0.03)
+MIX = Mix(two=0.1, three=0.03, textured=0.35, grounded=0.3)
 EMPTY_PROMPT = 0.1
-BATCH = 32
+BATCH = 24
 
 
 class SD15(nn.Module):

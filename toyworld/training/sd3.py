@@ -17,10 +17,10 @@ SIZES = dict(
     patch_size=2, in_channels=16, out_channels=16, depth=3, adm_in_channels=None, num_patches=SIDE * SIDE, pos_embed_max_size=SIDE, qk_norm="rms",
     context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": text.T5_WIDTH, "out_features": 192}}, input_size=None,
 )  # fmt: skip
-MIX = Mix(two=0.2, three=0.05)
+MIX = Mix(two=0.2, three=0.05, textured=0.35, grounded=0.3)
 SHIFT = 3.0
 EMPTY_PROMPT = 0.1
-BATCH = 64
+BATCH = 32
 
 
 class SD3(nn.Module):
