@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Trace, attend
-from . import signature
+from . import latent, signature
 from .call import AttentionCall, Block, Seen
 from .errors import LoomError
 from .extra_pass import guide
@@ -26,6 +26,7 @@ from .families.base import Family, Laid, Mark, Place, RopeAxis, Unclear, running
 from .guidance import EXTRA, ExtraPass
 from .methods.base import Method
 from .methods.extra import GuidanceMethod
+from .methods.guided import LatentMethod
 from .report import Entry, Record, Run
 from .weave import Draft, weave
 
@@ -79,7 +80,7 @@ def _install_wrappers(clone: Any) -> None:
     import comfy.patcher_extension as extension
 
     kinds = extension.WrappersMP
-    for kind, wrapper in ((kinds.OUTER_SAMPLE, _outer_sample), (kinds.APPLY_MODEL, _apply_model)):
+    for kind, wrapper in ((kinds.OUTER_SAMPLE, _outer_sample), (kinds.PREDICT_NOISE, _predict_noise), (kinds.APPLY_MODEL, _apply_model)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
 
@@ -102,6 +103,9 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     try:
         _check(family, diffusion, noise, methods, run)
         _measure_launches(patcher, run)
+        moving = _moving(methods)
+        if moving:
+            args = latent.prepare(moving, guider, family, diffusion, run, args)
         result = executor(noise, *args, **kwargs)
         failed = False
         return result
@@ -119,7 +123,7 @@ def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method,
         geometry = family.geometry(diffusion, noise, None, {})
     except (IndexError, Unclear) as error:
         raise LoomError(f"the latent has the shape {tuple(noise.shape)}, which {family.name} cannot take ({error}); connect a latent made for this model.") from error
-    run.grid = geometry.grid
+    run.grid = run.whole = geometry.grid
     for method in methods:
         method.check_run(family, geometry, run.warn)
     for sentence in run.warnings:
@@ -138,6 +142,23 @@ def _measure_launches(patcher: Any, run: Run) -> None:
             measure_missing(width, dtype, torch.device(run.device))
         except (RuntimeError, ValueError) as error:
             run.warn(f"launch settings for this GPU could not be measured ({str(error).splitlines()[0]}); a careful guess is used")
+
+
+# --- one evaluation of the sampler ----------------------------------------------------------------------------------
+
+
+def _moving(methods: tuple[Method, ...]) -> tuple[LatentMethod, ...]:
+    return tuple(m for m in methods if isinstance(m, LatentMethod))
+
+
+def _predict_noise(executor: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any] | None = None, seed: Any = None) -> Tensor:
+    """Methods that move the latent come before the model sees it."""
+    given = model_options or {}
+    options = given.get("transformer_options", {})
+    moving, record = _moving(options.get(METHODS, ())), options.get(RECORD)
+    if not moving or record is None or record.current is None:
+        return executor(x, sigma, given, seed)
+    return latent.guide(executor, x, sigma, given, seed, moving, record.current)
 
 
 # --- one model call -------------------------------------------------------------------------------------------------
@@ -172,7 +193,18 @@ def _apply_model(
     options = dict(given)
     family.mark(options, base.diffusion_model)
     options[OVERRIDE] = _Woven(
-        active, family, geometry, run, sigma, _progress(given, sigma), _steps(given), _rope(family, base.diffusion_model, extra, run), given.get(OVERRIDE), _replaced(given), pass_
+        active,
+        family,
+        geometry,
+        run,
+        sigma,
+        _progress(given, sigma),
+        _steps(given),
+        _rope(family, base.diffusion_model, extra, run),
+        given.get(OVERRIDE),
+        _replaced(given),
+        pass_,
+        base.diffusion_model,
     ).override
     return executor(x, t, c_concat, c_crossattn, control, options, **extra)
 
@@ -225,10 +257,11 @@ class _Woven:
         previous: Callable[..., Tensor] | None,
         replaced: tuple[str, ...] = (),
         extra: ExtraPass | None = None,
+        diffusion: Any = None,
     ) -> None:
         self.methods, self.family, self.geometry, self.run = methods, family, geometry, run
         self.sigma, self.progress, self.steps, self.rope, self.previous = sigma, progress, steps, rope, previous
-        self.replaced, self.extra = replaced, extra
+        self.replaced, self.extra, self.diffusion = replaced, extra, diffusion
         self.turns: Counter[tuple[Block, str]] = Counter()
 
     def override(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -306,6 +339,7 @@ class _Woven:
             replaced=self.replaced,
             run=self.run,
             extra=self.extra,
+            project=self.family.text_reader(self.diffusion, place.block, turn) if place.kind == "cross" else None,
             seen=Seen(sig.q, sig.k, sig.mask, sig.scale, sig.dense(self.previous)),
         )
 

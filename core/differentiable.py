@@ -1,0 +1,110 @@
+"""The host's model, made differentiable for one forward pass and left exactly as it was.
+
+The host runs inside inference mode: its weights, latents and conditionings are inference tensors, which autograd refuses to save.
+:func:`thawed` puts ordinary tensors *on the same memory* in their place and takes them out again, so nothing is copied and the
+model's own tensor objects return untouched. :func:`plain_attention` replaces kernels without a backward by the host's PyTorch
+attention; :func:`positive_only` makes a conditioning fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COMPILED = "torch.compile"
+"""Key of the host's wrapper that runs a compiled model; a gradient takes the plain one."""
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Autograd on, whatever surrounds it; activations that a model updates in place (FLUX) are kept for the backward pass."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield
+
+
+@contextmanager
+def thawed(model: nn.Module) -> Iterator[None]:
+    """Weights, buffers and constants of ``model`` as ordinary tensors without gradient, on the same memory. Enter with
+    inference mode off. Tensor subclasses (quantised weights) stay as they are.
+    """
+    kept: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for module in model.modules():
+            for slots in (module._parameters, module._buffers, module.__dict__):
+                for name, value in list(slots.items()):
+                    if type(value) in (Tensor, nn.Parameter) and (value.is_inference() or value.requires_grad):
+                        kept.append((slots, name, value))
+                        slots[name] = nn.Parameter(_same_memory(value), False) if isinstance(value, nn.Parameter) else _same_memory(value)
+        yield
+    finally:
+        for slots, name, value in reversed(kept):
+            slots[name] = value
+
+
+def _same_memory(value: Tensor) -> Tensor:
+    out = torch.empty(0, dtype=value.dtype, device=value.device)
+    return out.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+
+
+def plain(value: Any) -> Any:
+    """The same value with inference tensors copied into ordinary ones; lists and tuples are walked."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(v) for v in value)
+    return value
+
+
+def positive_only(entry: dict[str, Any]) -> dict[str, Any]:
+    """A prepared conditioning entry for a gradient pass: ordinary tensors; a ControlNet as a constant of the gradient."""
+    out = dict(entry)
+    out["model_conds"] = {name: cond._copy_with(plain(cond.cond)) for name, cond in entry["model_conds"].items()}
+    if entry.get("control") is not None:
+        out["control"] = _Constant(entry["control"])
+    return out
+
+
+class _Constant:
+    """A ControlNet whose output enters the pass, but through which no gradient flows."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def get_control(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the ControlNet's own."""
+        with torch.no_grad():
+            found = self._control.get_control(x.detach(), *args, **kwargs)
+        return None if found is None else {place: plain(outputs) for place, outputs in found.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+
+def options_for_gradient(model_options: dict[str, Any], override: str) -> dict[str, Any]:
+    """``model_options`` of a run for a gradient pass: differentiable attention in the slot ``override``, no compiled model."""
+    import comfy.patcher_extension as extension
+
+    options = dict(model_options.get("transformer_options", {}))
+    options[override] = plain_attention()
+    wrappers = dict(options.get("wrappers", {}))
+    kind = extension.WrappersMP.APPLY_MODEL
+    if kind in wrappers:
+        wrappers[kind] = {key: value for key, value in wrappers[kind].items() if key != COMPILED}
+        options["wrappers"] = wrappers
+    return dict(model_options) | {"transformer_options": options}
+
+
+def plain_attention() -> Callable[..., Tensor]:
+    """An attention override that runs the host's PyTorch attention, whatever the user chose: others have no backward."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    attention = getattr(attention_pytorch, "__wrapped__", attention_pytorch)
+
+    def override(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return attention(*args, **kwargs)
+
+    return override
