@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.triton.tuning import use_directory
+from .entropy_scale import LoomEntropyScale
 from .report import LoomReport
 from .riflex import LoomRIFLEx
 from .sparse import LoomSparseAttention
@@ -26,4 +27,4 @@ class AttentionLoom(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order of the menu."""
         _keep_tuning_with_the_user()
-        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomReport]
+        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomEntropyScale, LoomReport]

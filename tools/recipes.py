@@ -198,4 +198,37 @@ def sparse_attention_wan() -> Recipe:
     return replace(recipe, name="sparse_attention_wan", nodes=nodes, note=note)
 
 
-RECIPES = (longer_video_toy, longer_video_wan, sparse_attention_toy, sparse_attention_wan)
+SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
+SD15_FILE = {"name": SD15, "url": f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}", "directory": "checkpoints"}
+
+
+def _picture_branch(nodes: dict[str, Node], key: str, group: str, model: str, title: str) -> None:
+    nodes[f"{key}_sampler"] = _sampler(model, "latent", group, title, steps=25, cfg=7.0, sampler="dpmpp_2m")
+    nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("checkpoint", 2)}, group)
+    nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+
+
+def any_size_sd15() -> Recipe:
+    """SD 1.5 well below its size, stock and with entropy scaling."""
+    load, text, stock, ours = "Model", "Prompt and size", "Stock", "Any Size"
+    nodes = {
+        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
+        "any_size": Node("LoomEntropyScale", {"model": link("checkpoint"), "strength": 1.0}, ours),
+        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "a photo of a corgi sitting on a park bench, full body, autumn leaves"}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "blurry, low quality, cropped"}, text, "Negative"),
+        "latent": Node("EmptyLatentImage", {"width": 320, "height": 320, "batch_size": 4}, text, "320 x 320, trained at 512"),
+    }
+    _picture_branch(nodes, "any_size_stock", stock, "checkpoint", "Stock")
+    _picture_branch(nodes, "any_size", ours, "any_size", "Any Size")
+    nodes["report"] = Node("LoomReport", {"model": link("any_size"), "after": link("any_size_sampler")}, ours)
+    note = (
+        "# Any size (SD 1.5)\n\n"
+        "Four seeds at 320 x 320 from a model trained at 512 x 512, stock and with **Any Size**. Try 384 x 384, 448 x 640 and 768 x 512 as well.\n\n"
+        "- *strength* 1 is the paper's rule; 2 is stronger.\n"
+        "- From 2x per side on do not expect it to help: upscale in a second pass.\n"
+        "- A model trained at another size: set *train_width* and *train_height*."
+    )
+    return Recipe("any_size_sd15", {load: (0, 0), text: (1, 0), stock: (2, 0), ours: (2, 1)}, nodes, note)
+
+
+RECIPES = (longer_video_toy, longer_video_wan, sparse_attention_toy, sparse_attention_wan, any_size_sd15)
