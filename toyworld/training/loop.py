@@ -16,9 +16,13 @@ EMA = 0.998
 SAVE_SECONDS = 240
 
 
-def times(count: int, shift: float, generator: torch.Generator, width: float = 1.2) -> Tensor:
-    """Noise levels [count] in 0..1 for a flow model: logit-normal, one draw per equal-probability stratum, shifted as ModelSamplingSD3 does."""
-    share = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+def times(count: int, shift: float, generator: torch.Generator, width: float = 1.2, shuffled: bool = True) -> Tensor:
+    """Noise levels [count] in 0..1 for a flow model: logit-normal, one draw per equal-probability stratum, shifted as ModelSamplingSD3 does.
+
+    Ascending unless `shuffled`.
+    """
+    strata = torch.randperm(count, generator=generator) if shuffled else torch.arange(count)
+    share = (strata + torch.rand(count, generator=generator)) / count
     u = torch.sigmoid(width * 2**0.5 * torch.erfinv((2 * share - 1).clamp(-0.9999, 0.9999)))
     return shift * u / (1 + (shift - 1) * u)
 
