@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .guidance import ExtraPass
     from .report import Run
 
+Project = Callable[[Tensor], tuple[Tensor, Tensor]]
 Kind = Literal["self", "cross", "joint", "other"]
 SpanKind = Literal["text", "image", "video", "reference", "other"]
 
@@ -144,6 +145,7 @@ class AttentionCall:
     how many calls of this block and kind came before it in the same model call (VACE: one for each control video). replaced: the
     blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
     extra: the extra pass of a guidance method, None in the main one.
+    project: keys and values [1, M, C] that this cross-attention makes of another text [1, M, width], None elsewhere.
     seen: the call's own tensors, for methods whose factors depend on them.
     """
 
@@ -168,6 +170,7 @@ class AttentionCall:
     replaced: tuple[str, ...] = ()
     run: Run | None = field(default=None, compare=False, repr=False)
     extra: ExtraPass | None = field(default=None, compare=False, repr=False)
+    project: Project | None = field(default=None, compare=False, repr=False)
     seen: Seen | None = field(default=None, compare=False, repr=False)
 
 

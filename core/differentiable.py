@@ -34,11 +34,14 @@ def thawed(model: nn.Module) -> Iterator[None]:
     kept: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
         for module in model.modules():
-            for slots in (module._parameters, module._buffers, module.__dict__):
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+            for slots in tables:
                 for name, value in list(slots.items()):
                     if type(value) in (Tensor, nn.Parameter) and (value.is_inference() or value.requires_grad):
                         kept.append((slots, name, value))
-                        slots[name] = nn.Parameter(_same_memory(value), False) if isinstance(value, nn.Parameter) else _same_memory(value)
+                        plain = _same_memory(value)
+                        replaced: Tensor = nn.Parameter(plain, False) if isinstance(value, nn.Parameter) else plain
+                        slots[name] = replaced
         yield
     finally:
         for slots, name, value in reversed(kept):

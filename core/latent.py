@@ -168,6 +168,7 @@ class LatentStep:
                     raise LoomError(f"{self._method.owner} found no attention maps in the chosen blocks; another node may replace these blocks: choose others.")
                 losses = loss(collector.maps)
                 (gradient,) = torch.autograd.grad(losses.sum() * scale, x)
+                gradient = gradient / scale
         except torch.OutOfMemoryError as error:
             raise LoomError(f"{self._method.owner} ran out of memory while taking the gradient; choose blocks that lie earlier in the model, or a smaller picture.") from error
         except (RuntimeError, NotImplementedError) as error:
@@ -175,7 +176,7 @@ class LatentStep:
             raise LoomError(
                 f"{self._method.owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load the model in fp16, bf16 or fp32."
             ) from error
-        return gradient / scale, losses.detach()
+        return gradient, losses.detach()
 
     def _forward(self, entry: dict[str, Any], x: Tensor, collector: Collector) -> None:
         from comfy.samplers import calc_cond_batch

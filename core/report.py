@@ -42,7 +42,10 @@ class Entry:
 
 @dataclass
 class Run:
-    """One sampling run of one patched model."""
+    """One sampling run of one patched model.
+
+    grid: of the last model call, which may be an area or a window; whole: of the latent that is sampled.
+    """
 
     family: str
     owners: tuple[str, ...]
@@ -50,6 +53,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     ended: float | None = None
     grid: tuple[int, int, int] | None = None
+    whole: tuple[int, int, int] | None = None
     failed: bool = False
     entries: Counter[Entry] = field(default_factory=Counter)
     cells: dict[tuple[int, str, str], Counter[str]] = field(default_factory=dict)

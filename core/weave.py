@@ -13,7 +13,8 @@ stage  part               when two methods contribute
 6      extra K/V          concatenated
 7      head mix           one writer per head
 8      probes             union
-9      output edits       one writer per row
+9      asides             added
+10     output edits       one writer per row
 =====  =================  =====================================================================
 
 (Stage 1, token order, belongs to the kernels.)
@@ -31,6 +32,7 @@ from torch import Tensor
 from ..kernels.blocks import BlockPlan
 from ..kernels.plan import (
     MASKED,
+    Aside,
     AttentionPlan,
     DistanceTable,
     ExtraKV,
@@ -66,6 +68,7 @@ class Draft:
     segments: list[tuple[str, ExtraKV]] = field(default_factory=list)
     mixes: list[tuple[str, HeadMix]] = field(default_factory=list)
     probes: list[tuple[str, Probe]] = field(default_factory=list)
+    asides: list[tuple[str, Aside]] = field(default_factory=list)
     edits: list[tuple[str, RowEdit]] = field(default_factory=list)
     backends: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
@@ -106,8 +109,12 @@ class Draft:
         """Stage 8: read something from the probabilities."""
         self.probes.append((owner, replace(probe, name=f"{owner}/{probe.name}")))
 
+    def aside(self, owner: str, aside: Aside) -> None:
+        """Stage 9: a softmax of its own for some rows, blended in."""
+        self.asides.append((owner, aside))
+
     def edit(self, owner: str, edit: RowEdit) -> None:
-        """Stage 9: replace output rows."""
+        """Stage 10: replace output rows."""
         self.edits.append((owner, edit))
 
     def watch(self, owner: str, reader: Callable[[Seen], None]) -> None:
@@ -134,6 +141,7 @@ class Draft:
             extra_kv=tuple(s for _, s in self.segments),
             head_mix=_head_mix(self.mixes),
             probes=tuple(p for _, p in self.probes),
+            asides=tuple(a for _, a in self.asides),
             row_edits=_row_edits(self.edits),
         )
 
@@ -169,7 +177,7 @@ class Draft:
     def owners(self) -> tuple[str, ...]:
         """Who contributed, sorted."""
         sparse = [] if self._gives_way else self.sparse
-        parts = (self.rotations, self.modulations, self.biases, self.labels, sparse, self.segments, self.mixes, self.probes, self.edits)
+        parts = (self.rotations, self.modulations, self.biases, self.labels, sparse, self.segments, self.mixes, self.probes, self.asides, self.edits)
         return tuple(sorted({owner for part in parts for owner, _ in part}))
 
     def backend(self) -> str:
@@ -326,7 +334,7 @@ def _refuse_empty_rows(names: list[str], labels: Labels) -> None:
         )
 
 
-# --- stages 7 and 9 -------------------------------------------------------------------------------------------------
+# --- stages 7 and 10 ------------------------------------------------------------------------------------------------
 
 
 def _head_mix(parts: list[tuple[str, HeadMix]]) -> tuple[HeadMix, ...]:

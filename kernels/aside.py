@@ -18,12 +18,12 @@ def add_asides(o: Tensor, q: Tensor, asides: tuple[Aside, ...], core: Core) -> T
     Cost: per aside one attention of its rows over its keys. Bases are read from ``o`` as it came, so the order of the asides
     plays no part.
     """
-    out = o.clone()
+    out, wide = o.clone(), torch.promote_types(o.dtype, torch.float32)
     for aside in asides:
         rows, n = aside.rows.long(), len(aside.elements)
         k, v = (x.expand(n, -1, -1, -1) for x in (aside.k, aside.v))
         own, _ = core(_rows(q, aside.elements, rows), k, v, AttentionPlan(), False)
-        change = aside.weight[:, None] * (own.float() - _rows(o, aside.bases, rows).float())
+        change = aside.weight[:, None] * (own.to(wide) - _rows(o, aside.bases, rows).to(wide))
         for e, element in enumerate(aside.elements):
             out[element] = out[element].index_add(1, rows, change[e].to(o.dtype))
     return out

@@ -8,6 +8,7 @@ from ..kernels.triton.tuning import use_directory
 from .entropy_scale import LoomEntropyScale
 from .report import LoomReport
 from .riflex import LoomRIFLEx
+from .spacetime import LoomSpaceTime
 from .sparse import LoomSparseAttention
 from .ultravico import LoomUltraViCo
 
@@ -27,4 +28,4 @@ class AttentionLoom(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order of the menu."""
         _keep_tuning_with_the_user()
-        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomEntropyScale, LoomReport]
+        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomEntropyScale, LoomSpaceTime, LoomReport]

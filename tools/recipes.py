@@ -231,4 +231,32 @@ def any_size_sd15() -> Recipe:
     return Recipe("any_size_sd15", {load: (0, 0), text: (1, 0), stock: (2, 0), ours: (2, 1)}, nodes, note)
 
 
-RECIPES = (longer_video_toy, longer_video_wan, sparse_attention_toy, sparse_attention_wan, any_size_sd15)
+def place_subjects_sd15() -> Recipe:
+    """Two subjects with their own descriptions in their own places, stock and with space-time attention."""
+    load, text, stock, ours = "Model", "Prompt", "Stock", "Place Subjects"
+    nodes = {
+        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
+        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "a red fox and a snowy owl in a winter forest"}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
+        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 4}, text),
+        "place": Node(
+            "LoomSpaceTime",
+            {"model": link("checkpoint"), "clip": link("checkpoint", 1), "regions": "a red fox @ left\na snowy owl @ right", "strength": 1.0},
+            ours,
+        ),
+    }
+    _picture_branch(nodes, "place_stock", stock, "checkpoint", "Stock")
+    _picture_branch(nodes, "place", ours, "place", "Place Subjects")
+    nodes["report"] = Node("LoomReport", {"model": link("place"), "after": link("place_sampler")}, ours)
+    note = (
+        "# Place subjects (SD 1.5)\n\n"
+        "Four seeds of one prompt, stock and with a description per place. One line per subject: *description @ place*; a place is *left*, *right*, *top*, "
+        "*bottom*, *x, y* from 0 to 1, a box *left, top, right, bottom*, or *mask*.\n\n"
+        "- Too strong: lower *strength*, or choose mode *convex*.\n"
+        "- CFG 1 or a long negative prompt: mode *affine*.\n"
+        "- SDXL and Wan work the same way."
+    )
+    return Recipe("place_subjects_sd15", {load: (0, 0), text: (1, 0), stock: (2, 0), ours: (2, 1)}, nodes, note)
+
+
+RECIPES = (longer_video_toy, longer_video_wan, sparse_attention_toy, sparse_attention_wan, any_size_sd15, place_subjects_sd15)

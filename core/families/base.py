@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..call import Block, Geometry, Kind, Span, TokenLayout
+from ..call import Block, Geometry, Kind, Project, Span, TokenLayout
 
 MARK = "loom_block"
 """Key in transformer_options under which the running block is published."""
@@ -128,6 +128,14 @@ class Family(ABC):
         """Where a call with nq queries and nk keys happens. Raises Unclear; whether the layouts have nq and nk tokens is
         checked by the caller.
         """
+
+    def text_width(self, model: Any) -> int | None:
+        """Width of the text its cross-attention reads, None where there is none whose projections can be found."""
+        return None
+
+    def text_reader(self, model: Any, block: Block, turn: int) -> Project | None:
+        """What the cross-attention number ``turn`` of ``block`` makes of a text: keys and values; None where it reads no text."""
+        return None
 
     def merged(self, options: dict[str, Any], nq: int, nk: int) -> Place | None:
         """Where a call happens whose tokens another pack has merged or cut into tiles, so that only their number is known."""

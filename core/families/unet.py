@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
+from ..call import Block, Project, Span
 from .base import MARK, Family, Laid, Mark, Place, elsewhere, inside, layout, length, running
 
 Layers = dict[tuple[str, int, int], tuple[Block, bool]]
@@ -34,7 +34,8 @@ class UNet(Family):
         part = next(part for part in stage if hasattr(part, "transformer_blocks"))
         over_time = getattr(part, "time_stack", None)
         turn, layer = (0, block.sub) if over_time is None else (block.sub % 2, block.sub // 2)
-        return int((part.transformer_blocks if turn == 0 else over_time)[layer].attn1.heads)
+        found = part.transformer_blocks if over_time is None or turn == 0 else over_time
+        return int(found[layer].attn1.heads)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         # video U-Nets take the frames as batch rows and hear their number from the conditioning
@@ -78,6 +79,21 @@ class UNet(Family):
         grid = (geometry.grid[0], 1, 1) if over_time else (1, y, x)
         own = layout(Span("video" if over_time else "image", grid[0] * grid[1] * grid[2], grid))
         return Place(mark.block, mark.hint, own, own if mark.hint == "self" else geometry.prompt)  # type: ignore[arg-type]
+
+    def text_width(self, model: Any) -> int | None:
+        found = None if is_video(model) else next((t.attn2 for *_, stage in stages(model) for part in stage for t in getattr(part, "transformer_blocks", ())), None)
+        return None if found is None else found.to_k.in_features
+
+    def text_reader(self, model: Any, block: Block, turn: int) -> Project | None:
+        if is_video(model):
+            return None  # reads a picture
+        stage = next((s for kind, index, s in stages(model) if (kind, index) == (block.kind, block.index)), ())
+        spatial = next((part for part in stage if hasattr(part, "transformer_blocks")), None)
+        if spatial is None:
+            return None
+        layer = spatial.transformer_blocks[block.sub]
+        attention = layer.attn1 if layer.disable_self_attn and turn == 0 else layer.attn2
+        return lambda text: (attention.to_k(text), attention.to_v(text))
 
     def merged(self, options: dict[str, Any], nq: int, nk: int) -> Place | None:
         mark = running(options)

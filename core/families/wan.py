@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import Block, Span
+from ..call import Block, Project, Span
 from .base import Family, Laid, Place, RopeAxis, grid_span, inside, layout, length, mark_dit, mark_forward, number, self_then_cross, tokens
 
 
@@ -61,6 +61,20 @@ class Wan(Family):
         if mark.calls == 1 and picture > 0:
             return Place(mark.block, "cross", geometry.sequence, layout(Span("reference", picture)))
         return self_then_cross(mark, geometry)
+
+    def text_width(self, model: Any) -> int | None:
+        return model.text_embedding[0].in_features
+
+    def text_reader(self, model: Any, block: Block, turn: int) -> Project | None:
+        layer = (model.vace_blocks if block.kind == "vace" else model.blocks)[block.index].cross_attn
+        if hasattr(layer, "k_img") and turn == 0:
+            return None  # the first of two reads the picture, or the prompt by the picture's projections
+
+        def project(text: Tensor) -> tuple[Tensor, Tensor]:
+            text = model.text_embedding(text)
+            return layer.norm_k(layer.k(text)), layer.v(text)
+
+        return project
 
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
         axis = first_axis(model.rope_embedder)

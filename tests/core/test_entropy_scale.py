@@ -296,3 +296,17 @@ def test_trained_sizes_by_table_and_by_hand(host):
 def test_trained_sizes_nobody_knows(host, name, size, words):
     with pytest.raises(LoomError, match=words):
         trained_grids(tiny_models.tiny(name).patcher, *size)
+
+
+@pytest.mark.host
+def test_the_node_reads_its_inputs(host):
+    from attention_loom.nodes.entropy_scale import configure
+
+    flux, sd15 = tiny_models.tiny("flux").patcher, tiny_models.tiny("sd15").patcher
+    assert configure(flux).tolerance == 0.15
+    assert configure(flux, train_width=1024, train_height=1024).tolerance == 0.0
+    assert configure(sd15).trained == ((1, 64, 64),)
+    assert configure(sd15, 0.0).off
+    for wrong, words in (({"apply": "never"}, "apply 'never' was given"), ({"mode": "guessed"}, "mode 'guessed' was given")):
+        with pytest.raises(LoomError, match=words):
+            configure(sd15, **wrong)
