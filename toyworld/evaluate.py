@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from . import latent, measures, sampling, world
+from .bundles import SHAPES, load_vae
 from .host import CHECKPOINTS, RESULTS
 
 NATIVE = latent.latent_frames(world.NATIVE_FRAMES)
@@ -42,7 +43,7 @@ def measure_all(clips, captions: list[str]) -> list[dict[str, float]]:
 
 def round_trip_psnr(clips: list[torch.Tensor], folder: Path = CHECKPOINTS) -> list[float]:
     """Peak signal to noise in dB per clip, after the VAE's encoder and decoder."""
-    _, _, vae = sampling._loaded(folder)
+    vae = load_vae(SHAPES, folder)
     values = []
     with torch.inference_mode():
         for clip in clips:

@@ -25,8 +25,10 @@ def pixel_frames(latents: int) -> int:
 
 
 def encode(frames: torch.Tensor) -> torch.Tensor:
-    """Frames [F, S, S, 3] in 0..1 -> normalised latent [16, T, S/8, S/8]. F must be 4 n + 1."""
+    """Frames [F, S, S, 3] in 0..1 -> normalised latent [16, T, S/8, S/8]. F must be 4 n + 1, S a multiple of 8."""
     count, size = frames.shape[0], frames.shape[1]
+    if frames.shape[1:] != (size, size, 3) or size % 8:
+        raise ValueError(f"Frames of a toy clip are square with a side that is a multiple of 8 and three channels, not {list(frames.shape[1:])}.")
     if count % 4 != 1:
         raise ValueError(f"A clip has 4 n + 1 frames (1, 5, 9 ... 21 ...), not {count}.")
     cells = (frames * 2 - 1).reshape(count, size // 4, 4, size // 4, 4, 3).mean((2, 4))

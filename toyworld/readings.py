@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
-from torch.nn.functional import grid_sample, max_pool2d
+from torch.nn.functional import grid_sample
 
 from .scenes.grammar import GROUNDS, Caption
 from .scenes.render import GROUND_LIFT, SHADE
@@ -212,9 +212,18 @@ def patches(reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def widen(mask: torch.Tensor, reach: int) -> torch.Tensor:
-    """Dilation of masks [..., S, S] (float) by a square of odd width `reach`."""
-    rows = max_pool2d(mask.reshape(-1, 1, *mask.shape[-2:]), (1, reach), 1, (0, reach // 2))
-    return max_pool2d(rows, (reach, 1), 1, (reach // 2, 0)).reshape(mask.shape)
+    """Dilation of masks [..., S, S] (float) by a square of odd width `reach`.
+
+    Shifted maxima, first along rows, then along columns: many times faster on a CPU than pooling.
+    """
+    for axis in (-1, -2):
+        wide, size = mask.clone(), mask.shape[axis]
+        for step in range(1, reach // 2 + 1):
+            for to, source in ((0, step), (step, 0)):
+                part = wide.narrow(axis, to, size - step)
+                torch.maximum(part, mask.narrow(axis, source, size - step), out=part)
+        mask = wide
+    return mask
 
 
 def narrow(mask: torch.Tensor, reach: int) -> torch.Tensor:

@@ -1,51 +1,150 @@
-"""Sample many clips of the shapes world through ComfyUI's own loaders, sampler and VAE, in this process.
+"""Draw many clips or pictures of the toy worlds through ComfyUI's own loaders, samplers and VAE, in this process.
 
-    frames = sample_clips(["a red circle moving right"] * 8, latent_frames=18, seeds=range(8), patch=my_node_on)
+    frames = sample(BUNDLES["sd3"], ["a red circle on a grey background"] * 8, seeds=range(8), patch=my_node_on)
 
 `patch` receives the loaded MODEL (a `ModelPatcher`) and returns the one to sample: that is where a node of the pack is attached. The same
-caption and seed give the same noise whatever the batch, so two calls that differ only in `patch` are paired.
+caption and seed give the same noise whatever the batch, so two calls that differ only in `patch` are paired. `sample_clips` and its like are the same
+for the first world's model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import latent, world
-from .host import CHECKPOINTS, load_host
+from . import latent, picture_latent, world
+from .bundles import SHAPES, Bundle, Settings, load, load_vae, with_shift
+from .host import CHECKPOINTS
 
-SHIFT = 3.0  # the flow shift of training; ComfyUI's default for Wan is 8
-BATCH = 16  # clips denoised together
+BATCH = 16  # clips or pictures denoised together
+DECODERS = ("vae", "linear")
 
 
-@lru_cache(maxsize=2)
-def _loaded(folder: Path):
-    """MODEL, CLIP and VAE of the committed checkpoints, as UNETLoader, the toy text encoder node and VAELoader make them."""
-    load_host()
-    import comfy.sd
-    import comfy.utils
-    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+def noise_of(seed: int, latent_frames: int | None, size: int = world.SIZE) -> torch.Tensor:
+    """The noise [1, 16, T, size/8, size/8] (without T for a picture) that KSampler would draw for this seed and one clip or picture."""
+    time = () if latent_frames is None else (latent_frames,)
+    return torch.randn(1, 16, *time, size // 8, size // 8, generator=torch.manual_seed(seed))
 
-    from . import text_encoder
 
+def sample(bundle: Bundle, captions: Sequence[str], seeds: Sequence[int], patch: Callable | None = None, decoder: str = "vae", folder: Path = CHECKPOINTS, **how) -> torch.Tensor:
+    """Draw and decode: frames [n, F, size, size, 3] in 0..1, F = 4 T - 3 for clips and 1 for pictures. `how`: see `draw`."""
+    _check_decoder(decoder)
+    return decode(bundle, draw(bundle, captions, seeds, patch, folder, **how), decoder, folder)
+
+
+def draw(
+    bundle: Bundle,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    patch: Callable | None = None,
+    folder: Path = CHECKPOINTS,
+    *,
+    latent_frames: int | None = None,
+    size: int | None = None,
+    settings: Settings | None = None,
+    batch: int = BATCH,
+) -> torch.Tensor:
+    """Latents [n, 16, T, size/8, size/8] (no T for pictures) in the VAE's units: the LATENT of KSampler.
+
+    Length, size (pixels) and settings are the bundle's own unless given. A ValueError in one sentence for a request that does not fit.
+    """
+    captions, seeds = list(captions), list(seeds)
+    latent_frames, size = _checked_request(bundle, captions, seeds, latent_frames, size)
+    settings = settings or bundle.settings
+    model, clip = load(bundle, Path(folder))
+    if settings.shift != bundle.settings.shift:
+        model = with_shift(model, settings.shift)
+    import comfy.sample
+
+    model = patch(model) if patch else model
+    out = []
     with torch.inference_mode():
-        model = comfy.sd.load_diffusion_model(str(folder / "toy_wan_t2v.safetensors"))
-        model = ModelSamplingSD3().patch(model, SHIFT)[0]
-        clip = text_encoder.load(folder / "toy_umt5.safetensors")
-        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(folder / "toy_wan_vae.safetensors")))
-    return model, clip, vae
+        encoded = {text: clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in {*captions, ""}}
+        for start in range(0, len(captions), batch):
+            part, part_seeds = captions[start : start + batch], seeds[start : start + batch]
+            noise = torch.cat([noise_of(seed, latent_frames, size) for seed in part_seeds])
+            positive, negative = _conditioning([encoded[text] for text in part]), _conditioning([encoded[""]] * len(part))
+            drawn = comfy.sample.sample(
+                model, noise, settings.steps, settings.cfg, settings.sampler, settings.scheduler, positive, negative, torch.zeros_like(noise), disable_pbar=True, seed=part_seeds[0]
+            )
+            out.append(drawn)
+    return torch.cat(out)
 
 
-def _check_folder(folder: Path) -> None:
-    missing = [name for name in ("toy_wan_t2v", "toy_umt5", "toy_wan_vae") if not (folder / f"{name}.safetensors").is_file()]
-    if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}.safetensors; train it with `python -m attention_loom.toyworld.train` and `.train_vae`.")
+def decode(bundle: Bundle, latents: torch.Tensor, decoder: str = "vae", folder: Path = CHECKPOINTS) -> torch.Tensor:
+    """Frames [n, F, size, size, 3] in 0..1 of latents in the VAE's units. `decoder` is "vae", or "linear": instant, needs no VAE, and blurred."""
+    _check_decoder(decoder)
+    size = 8 * latents.shape[-1]
+    with torch.inference_mode():
+        if decoder == "linear":
+            return _linear(bundle, latents, size)
+        vae = load_vae(bundle, Path(folder))
+        return torch.cat([vae.decode(latents[i : i + 8]).reshape(len(latents[i : i + 8]), -1, size, size, 3) for i in range(0, len(latents), 8)])
 
 
-def noise_of(seed: int, latent_frames: int) -> torch.Tensor:
-    """The noise [1, 16, T, 8, 8] that KSampler would draw for this seed and one clip."""
-    return torch.randn(1, 16, latent_frames, world.SIZE // 8, world.SIZE // 8, generator=torch.manual_seed(seed))
+def round_trip(bundle: Bundle, frames: torch.Tensor, decoder: str = "vae", folder: Path = CHECKPOINTS) -> torch.Tensor:
+    """Frames [F, size, size, 3] through the encoder and back, in the same shape. Size must be a multiple of 8, and F 4 n + 1 (1 for pictures)."""
+    _check_decoder(decoder)
+    if decoder == "linear":
+        normalised = latent.encode(frames) if bundle.moving else picture_latent.encode(frames[0])
+        return decode(bundle, _format(bundle).process_out(normalised[None]), "linear")[0]
+    _check_size(bundle, frames.shape[1])
+    with torch.inference_mode():
+        encoded = load_vae(bundle, Path(folder)).encode(frames)
+    return decode(bundle, encoded, "vae", folder)[0]
+
+
+def _format(bundle: Bundle) -> Any:
+    import comfy.latent_formats
+
+    return comfy.latent_formats.Wan21() if bundle.moving else comfy.latent_formats.SD3()
+
+
+def _linear(bundle: Bundle, latents: torch.Tensor, size: int) -> torch.Tensor:
+    normalised = _format(bundle).process_in(latents)
+    coarse = torch.stack([latent.decode(one) if bundle.moving else picture_latent.decode(one)[None] for one in normalised])
+    flat = coarse.flatten(0, 1).permute(0, 3, 1, 2)
+    fine = torch.nn.functional.interpolate(flat, (size, size), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    return fine.reshape(*coarse.shape[:2], size, size, 3)
+
+
+def _conditioning(encoded: list[tuple[torch.Tensor, torch.Tensor | None]]) -> list:
+    """A CONDITIONING whose batch has one prompt per clip."""
+    pooled = None if encoded[0][1] is None else torch.cat([pooled for _, pooled in encoded])
+    return [[torch.cat([context for context, _ in encoded]), {"pooled_output": pooled}]]
+
+
+def _checked_request(bundle: Bundle, captions: list[str], seeds: list[int], latent_frames: int | None, size: int | None) -> tuple[int | None, int]:
+    """Length and size to draw; a ValueError in one sentence for what does not fit the bundle."""
+    if not captions or len(captions) != len(seeds):
+        raise ValueError(f"{len(captions)} captions need as many seeds (at least one), not {len(seeds)}.")
+    for caption in captions:
+        bundle.parse(caption)
+    if latent_frames is not None and not bundle.moving:
+        raise ValueError(f"{bundle.model} draws pictures and takes no number of latent frames; {latent_frames} were asked for.")
+    if latent_frames is not None and latent_frames < 1:
+        raise ValueError(f"A clip has at least one latent frame, not {latent_frames}.")
+    size = bundle.size if size is None else size
+    _check_size(bundle, size)
+    return latent_frames or bundle.latent_frames, size
+
+
+def _check_size(bundle: Bundle, size: int) -> None:
+    if size % 8 or size < 32:
+        raise ValueError(f"A side of {size} pixels does not fit {bundle.model}: it must be a multiple of 8 and at least 32; {bundle.size} is native.")
+    if bundle.largest is not None and size > bundle.largest:
+        raise ValueError(f"A side of {size} pixels is too large for {bundle.model}: its table of positions ends at {bundle.largest} pixels; {bundle.size} is native.")
+
+
+def _check_decoder(decoder: str) -> None:
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder is 'vae' or 'linear', not {decoder!r}.")
+
+
+# --- the first world's model --------------------------------------------------------------------------------------------
 
 
 def sample_latents(
@@ -59,44 +158,12 @@ def sample_latents(
     batch: int = BATCH,
 ) -> torch.Tensor:
     """Latents [n, 16, T, 8, 8] in the VAE's units (the LATENT of KSampler), with euler and the simple schedule."""
-    captions, seeds = list(captions), list(seeds)
-    if len(captions) != len(seeds):
-        raise ValueError(f"{len(captions)} captions need as many seeds, not {len(seeds)}.")
-    for caption in captions:
-        world.Caption.parse(caption)
-    _check_folder(Path(folder))
-    model, clip, _ = _loaded(Path(folder))
-    import comfy.sample
-
-    model = patch(model) if patch else model
-    with torch.inference_mode():
-        contexts = {text: clip.encode_from_tokens(clip.tokenize(text)) for text in {*captions, ""}}
-        out = []
-        for start in range(0, len(captions), batch):
-            part, part_seeds = captions[start : start + batch], seeds[start : start + batch]
-            noise = torch.cat([noise_of(seed, latent_frames) for seed in part_seeds])
-            positive = [[torch.cat([contexts[text] for text in part]), {}]]
-            negative = [[contexts[""].repeat(len(part), 1, 1), {}]]
-            out.append(comfy.sample.sample(model, noise, steps, cfg, "euler", "simple", positive, negative, torch.zeros_like(noise), disable_pbar=True, seed=part_seeds[0]))
-    return torch.cat(out)
+    return draw(SHAPES, captions, seeds, patch, folder, latent_frames=latent_frames, settings=Settings(steps=steps, cfg=cfg), batch=batch)
 
 
 def decode_clips(latents: torch.Tensor, decoder: str = "vae", folder: Path = CHECKPOINTS) -> torch.Tensor:
     """Frames [n, 4 T - 3, 64, 64, 3] in 0..1 of latents in the VAE's units. `decoder` is "vae", or "linear": instant and blurred."""
-    if decoder not in ("vae", "linear"):
-        raise ValueError(f"decoder is 'vae' or 'linear', not {decoder!r}.")
-    _check_folder(Path(folder))
-    _, _, vae = _loaded(Path(folder))
-    with torch.inference_mode():
-        if decoder == "vae":
-            return torch.cat([vae.decode(latents[i : i + 8]).reshape(len(latents[i : i + 8]), -1, world.SIZE, world.SIZE, 3) for i in range(0, len(latents), 8)])
-        import comfy.latent_formats
-
-        normalised = comfy.latent_formats.Wan21().process_in(latents)
-        coarse = torch.stack([latent.decode(clip) for clip in normalised])
-        flat = coarse.flatten(0, 1).permute(0, 3, 1, 2)
-        fine = torch.nn.functional.interpolate(flat, (world.SIZE, world.SIZE), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-        return fine.reshape(*coarse.shape[:2], world.SIZE, world.SIZE, 3)
+    return decode(SHAPES, latents, decoder, folder)
 
 
 def sample_clips(

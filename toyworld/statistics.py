@@ -31,6 +31,19 @@ def covers(clips: int, trials: int = 1000, draws: int = 400) -> float:
     return float(((low <= 0) & (high >= 0)).mean())
 
 
+def share_interval(values: numpy.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % Wilson interval of values [n] in 0..1, for shares near 0 or 1: there resampling gives an interval without width.
+
+    Exact in spirit for values 0 and 1, too wide for values between them. Example: 64 ones give (1.0, 0.943, 1.0).
+    """
+    if len(values) == 0 or values.min() < 0 or values.max() > 1:
+        raise ValueError("A share needs at least one value, all of them in 0..1.")
+    n, share, z = len(values), float(values.mean()), 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(numpy.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return share, max(0.0, middle - half), min(1.0, middle + half)
+
+
 @dataclass(frozen=True)
 class Gain:
     """Mean of paired differences with its 95 % interval, over ``clips`` clips."""

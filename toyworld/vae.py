@@ -35,7 +35,7 @@ def save(model: torch.nn.Module, path: Path, metadata: dict[str, str] | None = N
     """Write the VAE in half precision, in the layout that VAELoader reads."""
     from safetensors.torch import save_file
 
-    save_file({name: value.detach().half().contiguous() for name, value in model.state_dict().items()}, path, metadata=metadata)
+    save_file({name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}, path, metadata=metadata)
 
 
 def _identity(conv: torch.nn.Module, channels: int) -> None:

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from attention_loom.toyworld.host import CHECKPOINTS
 from attention_loom.toyworld.scoreboard.__main__ import main
+from attention_loom.toyworld.scoreboard.worlds import WORLDS
 from PIL import Image
 
 pytestmark = pytest.mark.server
@@ -34,3 +36,23 @@ def test_a_small_scoreboard(host, tmp_path, capsys):
     assert main([*FEW, "--out", str(out)], host=host, clips=clips) == 0
     assert len(host.get("/history")) == before
     assert "2 seeds are finished" in capsys.readouterr().out
+
+
+PICTURES = ("scenes_sd3", "scenes_sd15")
+
+
+@pytest.mark.skipif(any(not (CHECKPOINTS / file).is_file() for name in PICTURES for file, _ in WORLDS[name].models), reason="the picture models of the second world are not there")
+def test_pictures_of_both_models_and_what_the_host_offers(host, tmp_path):
+    out = tmp_path / "docs"
+    assert main(["--seeds", "2", "--steps", "3", "--only", "sd3-sides", "sd15-two", "--out", str(out)], host=host, clips=tmp_path / "clips") == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert set(rows["sd3-sides"]) == {"rendered truth", "stock", "areas", "areas and whole caption", "masks"}
+    assert all(0 < cell["seconds"] < 600 for name, of_arm in rows["sd15-two"].items() if name != "rendered truth" for cell in of_arm.values())
+    stock, areas = (rows["sd3-sides"][name]["0"]["measures"] for name in ("stock", "areas"))
+    assert stock["sharpness"] != areas["sharpness"]
+    page = (out / "results.md").read_text()
+    assert "stock minus rendered truth" in page
+    for picture in ("sd3-sides.png", "sd15-two.png"):
+        assert f"images/results/{picture}" in page
+        with Image.open(out / "images" / "results" / picture) as found:
+            assert found.height > 2 * 128

@@ -8,7 +8,7 @@ def _release_models():
     yield
     import gc
 
-    from attention_loom.toyworld import sampling
+    from attention_loom.toyworld import bundles
 
-    sampling._loaded.cache_clear()
+    bundles.release()
     gc.collect()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_loom.toyworld import host, latent, sampling, text_encoder, vocabulary, world
+from attention_loom.toyworld import bundles, host, latent, sampling, text_encoder, vocabulary, world
 
 pytestmark = pytest.mark.host
 FILES = {"toy_wan_t2v": 16e6, "toy_umt5": 5e6, "toy_wan_vae": 16e6}
@@ -17,7 +17,7 @@ FILES = {"toy_wan_t2v": 16e6, "toy_umt5": 5e6, "toy_wan_vae": 16e6}
 @pytest.fixture(scope="module")
 def loaded():
     host.load_host()
-    return sampling._loaded(host.CHECKPOINTS)
+    return *bundles.load(bundles.SHAPES, host.CHECKPOINTS), bundles.load_vae(bundles.SHAPES, host.CHECKPOINTS)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -140,7 +140,7 @@ def test_colour_is_followed(loaded):
         (lambda: sampling.sample_latents(["a red dog"], 2, [0]), "not a caption of the shapes world"),
         (lambda: sampling.sample_latents(["a red circle moving right"], 2, [0, 1]), "as many seeds"),
         (lambda: sampling.decode_clips(torch.zeros(1, 16, 2, 8, 8), "magic"), "'vae' or 'linear'"),
-        (lambda: sampling.sample_latents(["a red circle moving right"], 2, [0], folder=Path("/nowhere")), "lacks toy_wan_t2v"),
+        (lambda: sampling.sample_latents(["a red circle moving right"], 2, [0], folder=Path("/nowhere")), "toy_wan_t2v.safetensors"),
     ],
 )
 def test_bad_requests_get_one_sentence(loaded, call, says):

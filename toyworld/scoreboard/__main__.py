@@ -16,7 +16,7 @@ from .rows import all_rows, select
 from .studio import CLIPS, Studio
 from .tables import page
 
-SEEDS, STEPS = 16, 16
+SEEDS = 16
 
 
 def main(arguments: Sequence[str] | None = None, host: Headless | None = None, clips: Path = CLIPS) -> int:
@@ -24,17 +24,16 @@ def main(arguments: Sequence[str] | None = None, host: Headless | None = None, c
     args = _parser().parse_args(arguments)
     try:
         rows = select(args.only)
-        seeds, steps = _count("SEEDS", args.seeds, 2), _count("steps", args.steps, 1)
+        seeds = _count("SEEDS", args.seeds, 2)
+        steps = None if args.steps is None else _count("steps", args.steps, 1)
         if args.list:
-            print("\n".join(f"{row.name:16s}{row.method:12s}{row.claim}" for row in rows))
+            print("\n".join(f"{row.name:20s}{row.method:12s}{row.world:20s}{row.claim}" for row in rows))
             return 0
         ledger = Ledger.read(args.out / "results.json")
-        for row in rows if args.fresh else ():
-            ledger.drop(row, set())
         with Studio(clips, host) as studio:
-            if args.fresh:
-                studio.distrust()
             board = Board(ledger, studio, args.checkpoints, steps)
+            if args.fresh:
+                board.start_anew(rows)
             return _played(board, [] if args.only_page else rows, seeds, args.out)
     except (ValueError, HostError) as error:
         print(f"scoreboard: {error}", file=sys.stderr)
@@ -47,7 +46,8 @@ def _played(board: Board, rows: Sequence, seeds: int, out: Path) -> int:
     try:
         board.play(rows, seeds)
         for row in rows:
-            show.draw(board, row, out)
+            if not board.trouble(row):
+                show.draw(board, row, out)
     except KeyboardInterrupt:
         interrupted = True
     if any(board.ledger.complete(row) for row in all_rows()):
@@ -70,12 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", default=str(SEEDS), help=f"paired prompts and seeds per row (default {SEEDS}); more that are finished stay")
     parser.add_argument("--only", nargs="*", default=[], metavar="METHOD", help="methods or rows to draw (default all; --list names them)")
-    parser.add_argument("--steps", default=str(STEPS), help=f"sampling steps (default {STEPS})")
+    parser.add_argument("--steps", help="sampling steps (default: those of each world)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md, results.json and images/results (default docs)")
-    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="folder of the toy world's checkpoints")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="folder of the toy worlds' checkpoints")
     parser.add_argument("--fresh", action="store_true", help="draw the chosen rows anew")
     parser.add_argument("--only-page", action="store_true", help="write the page of the results at hand")
-    parser.add_argument("--list", action="store_true", help="name the rows and their claims")
+    parser.add_argument("--list", action="store_true", help="name the rows, their worlds and their claims")
     return parser
 
 

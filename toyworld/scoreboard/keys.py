@@ -19,8 +19,6 @@ from typing import Any
 
 from ...tools.headless import ROOT, host_dir
 
-READERS = ("toyworld/measures.py", "toyworld/fidelity.py", "toyworld/world.py", "toyworld/scoreboard/footage.py")
-"""What turns a clip into numbers, besides the row's own function."""
 SHARED = ("core", "kernels", "nodes")
 
 
@@ -64,6 +62,6 @@ def clip_key(graph: dict[str, Any], checkpoints: tuple[Path, ...], code: tuple[s
     return _digest(json.dumps(graph, sort_keys=True), _host_version(), *map(file_key, checkpoints), *(code_key(ROOT / name) for name in code))
 
 
-def numbers_key(measure: Callable[..., Any]) -> str:
-    """Of the code that reads numbers from clips: the measures and the row's own function over them."""
-    return _digest(*(code_key(ROOT / name) for name in READERS), ast.dump(ast.parse(textwrap.dedent(inspect.getsource(measure)))))
+def numbers_key(measure: Callable[..., Any], readers: tuple[str, ...]) -> str:
+    """Of the code that reads numbers from pixels: the world's readers (files relative to the pack's root) and the row's own function over them."""
+    return _digest(*(code_key(ROOT / name) for name in readers), ast.dump(ast.parse(textwrap.dedent(inspect.getsource(measure)))))

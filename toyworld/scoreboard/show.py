@@ -1,4 +1,4 @@
-"""Which clips the pictures of a row show, and drawing them."""
+"""Which clips or pictures a row shows, and drawing them: contact sheets of both, animations of clips."""
 
 from __future__ import annotations
 
@@ -8,47 +8,66 @@ from pathlib import Path
 from ..pictures import Panel, animation, contact_sheet
 from .board import Board
 from .row import Row
+from .sheets import picture_sheet
 
 FOLDER = Path("images") / "results"
-RANKS = {"largest gain": 0.0, "middle": 0.5, "smallest gain": 1.0}
-"""Prompts by what ours gains over stock in the row's first measure, from the best to the worst."""
+CLIPS, PICTURES = 3, 6
+"""Prompts shown."""
+NAMES = {0.0: ("largest gain", "best"), 0.5: ("middle", "middle"), 1.0: ("smallest gain", "worst")}
+"""Of places in the order by what the row's subject gains over stock in its first measure, or by its own value, from the best to the worst."""
 
 
-def files(row: Row) -> tuple[Path, Path]:
-    """Contact sheet and animation of a row, relative to the page."""
-    return FOLDER / f"{row.name}.png", FOLDER / f"{row.name}.webp"
+def files(row: Row) -> tuple[Path, ...]:
+    """Contact sheet and, of clips, animation of a row, relative to the page."""
+    sheet, moving = FOLDER / f"{row.name}.png", FOLDER / f"{row.name}.webp"
+    return (sheet,) if row.setting.picture else (sheet, moving)
 
 
 def chosen(board: Board, row: Row) -> list[tuple[int, str]]:
-    """Number and heading of up to three complete prompts. Where stock has no value (it is what others are compared with), ours alone ranks."""
+    """Number and heading of a few complete prompts. Where stock is nothing to gain over (it is what others are compared with), values rank."""
     judge, ledger = row.judges[0], board.ledger
-    ours, stock = (ledger.column(row, arm.name, judge.reads) for arm in (row.ours, row.stock))
-    paired = stock == stock  # not nan
+    ours, stock = (ledger.column(row, arm.name, judge.reads) for arm in (row.subject, row.stock))
+    paired = (stock == stock) & (row.ours is not None)  # not nan
     gains = [o - s if p else o for o, s, p in zip(ours.tolist(), stock.tolist(), paired.tolist(), strict=True)]
     numbers = ledger.complete(row)
-    order = sorted(range(len(gains)), key=lambda n: -judge.direction * gains[n])
-    found = {}
-    for name, place in RANKS.items():
+    order = sorted(range(len(gains)), key=lambda n: _rank(gains[n], judge.direction))
+    found: dict[int, str] = {}
+    for place in _places(row):
         n = order[round(place * (len(order) - 1))]
-        cell = ledger.rows[row.name][row.ours.name][numbers[n]]
+        cell = ledger.rows[row.name][row.subject.name][numbers[n]]
+        nth = f"place {1 + round(place * (len(order) - 1))}"
+        label = NAMES.get(place, (nth, nth))[0 if paired[n] else 1]
         what = f"{judge.title} {gains[n]:+.2f} over {row.stock.name}" if paired[n] else f"{judge.title} {gains[n]:.1f}"
-        label = name if paired[n] else name.replace("gain", "value")
         found.setdefault(numbers[n], f"{cell.caption}, seed {cell.seed}: {label} of {len(order)}, {what}")
     return list(found.items())
 
 
+def _places(row: Row) -> list[float]:
+    """Places in the order, 0 the best and 1 the worst."""
+    count = PICTURES if row.setting.picture else CLIPS
+    return [n / (count - 1) for n in range(count)]
+
+
+def _rank(gain: float, direction: int) -> float:
+    """Best first; what has no value comes last."""
+    return -direction * gain if gain == gain else float("inf")
+
+
 def draw(board: Board, row: Row, out: Path) -> None:
-    """Both pictures of a row, unless those there show the same clips under the same headings."""
+    """The pictures of a row, unless those there show the same under the same headings."""
     picks = chosen(board, row)
     cells = [board.ledger.rows[row.name][arm.name][number] for number, _ in picks for arm in row.arms]
     key = hashlib.sha256("\0".join([row.claim, *(heading for _, heading in picks), *(arm.name for arm in row.arms), *(cell.key for cell in cells)]).encode()).hexdigest()[:16]
-    sheet, moving = (out / path for path in files(row))
-    if board.ledger.pictures.get(row.name) == key and sheet.is_file() and moving.is_file():
+    paths = [out / path for path in files(row)]
+    if board.ledger.pictures.get(row.name) == key and all(path.is_file() for path in paths):
         return
-    sheet.parent.mkdir(parents=True, exist_ok=True)
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     shots = row.shots(1 + max(number for number, _ in picks), board.steps)
     panels = [Panel(heading, {arm.name: board.clip(row, arm, shots[number]).frames for arm in row.arms}) for number, heading in picks]
-    contact_sheet(panels, f"{row.name}: the same prompt and seed in each group, time from left to right", sheet)
-    animation(panels, moving)
+    if row.setting.picture:
+        picture_sheet(panels, f"{row.name}: the same prompt and seed in each line", paths[0])
+    else:
+        contact_sheet(panels, f"{row.name}: the same prompt and seed in each group, time from left to right", paths[0])
+        animation(panels, paths[1])
     board.ledger.pictures[row.name] = key
     board.ledger.write()

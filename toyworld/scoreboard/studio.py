@@ -25,7 +25,11 @@ CLIPS = ROOT / "build" / "scoreboard" / "clips"
 
 @dataclass(frozen=True)
 class Clip:
-    """frames: uint8 [F, H, W, 3]. seconds and memory: see `Meter`. report: text of What Ran, or empty. shared: `keys.shared_key` when it was drawn."""
+    """A clip, or the pictures of one graph as frames.
+
+    frames: uint8 [F, H, W, 3]. seconds and memory: see `Meter`. report: text of What Ran, or empty. device: empty for what was rendered
+    without a host. shared: `keys.shared_key` when it was drawn.
+    """
 
     frames: numpy.ndarray
     seconds: float
@@ -49,7 +53,7 @@ class Studio:
         self.folder = Path(folder)
         self._given, self._own = host, None
         self._since: float | None = None
-        self._warm: set[tuple[Path, ...]] = set()
+        self._warm: tuple[Path, ...] = ()
 
     def __enter__(self) -> Studio:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,25 +93,26 @@ class Studio:
         meter = Meter(host)
         outputs = host.run(graph, meter.progress, entered=meter.entered).outputs
         report = outputs[REPORT]["text"][0] if REPORT in graph else ""
-        return Clip(_frames(host.file(outputs[SAVE]["images"][0])), round(meter.seconds, 3), round(meter.memory, 1), report, meter.device, shared_key())
+        frames = numpy.concatenate([_frames(host.file(entry)) for entry in outputs[SAVE]["images"]])
+        return Clip(frames, round(meter.seconds, 3), round(meter.memory, 1), report, meter.device, shared_key())
 
     def _ready(self, graph: dict[str, Any], models: dict[Path, str]) -> Headless:
-        """The host with these models in place and loaded once, so that no clip's time holds the loading."""
+        """The host with these models in place and the last ones it loaded, so that no clip's time holds the loading."""
         host = self._given or self._own
         if host is None:
             host = self._own = Headless(ROOT / "build" / "scoreboard" / "host", packs={"toy-world": ROOT / "toyworld" / "comfy_node"})
             host.__enter__()
-        if tuple(models) not in self._warm:
+        if tuple(models) != self._warm:
             for path, kind in models.items():
                 host.put_model(kind, path)
             first = copy.deepcopy(graph)
             first[SAMPLER]["inputs"]["steps"] = 1
             host.run(first)
-            self._warm.add(tuple(models))
+            self._warm = tuple(models)
         return host
 
 
 def _frames(path: Path) -> numpy.ndarray:
-    """Frames of a lossless animated WebP, uint8 [F, H, W, 3]."""
+    """Frames of a lossless animated WebP, or of one picture, uint8 [F, H, W, 3]."""
     with Image.open(path) as clip:
         return numpy.stack([numpy.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(clip)])

@@ -20,7 +20,7 @@ from .pools import CLIP_SIZE, PICTURE_SIZE
 
 CLIP_CROP, FRAMES = 48, 13  # pixels; four latent frames, so that the doubled frames see warm caches as well as cold ones
 PICTURE_CROP = 64
-PER_SCENE = 2  # crops taken of a rendered scene
+PER_SCENE = 8  # crops taken of a rendered scene
 
 
 def clips(count: int, seed: int) -> tuple[Tensor, Tensor]:

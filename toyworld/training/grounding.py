@@ -85,7 +85,7 @@ class Grounding(SD15):
         chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
         with amp(self.alpha.device):
             patch = self._host[0]._set_position(*self.grounded(chosen, pool, generator))
-            return self.error(pool, chosen, generator, {"patches": {"middle_patch": [patch]}})
+            return self.error(pool, chosen, generator, {"patches": {"middle_patch": [patch]}}).mean()
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
         """Write the file that GLIGENLoader reads."""

@@ -1,5 +1,6 @@
 """Rendered training data: latents in half precision, and the tokens of their captions."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ..scenes import Mix, random_scene, render
 from . import words
 
 CLIP_SIZE, PICTURE_SIZE = 64, 128
+EMPHASIS, EMPHASIS_UNTIL = 8.0, 0.7  # weight of the cells in the objects' boxes, and the share of the steps by which it ends
 
 
 @dataclass
@@ -40,3 +42,19 @@ def make(count: int, seed: int, kind: str, moving: bool, mix: Mix, progress: Cal
             progress(f"rendered {i + 1} of {count}")
     assert latents is not None
     return Pool(latents, words.rows_tensor(captions, kind), boxes, captions)
+
+
+def emphasis(pool: Pool, chosen: Tensor, step: int, steps: int) -> Tensor:
+    """Weights [B, 1, h, w], mean 1, of the latent cells of pictures: the objects' boxes count more in the first part of the training.
+
+    What the text says of shapes decides a few cells of many and is learned late. A weight that depends on the picture favours pictures with large
+    objects, so the last part, in which the learning rate falls, goes without.
+    """
+    h, w = pool.latents.shape[-2:]
+    weights = torch.ones(len(chosen), 1, h, w)
+    if step >= EMPHASIS_UNTIL * steps:
+        return weights
+    for i, sample in enumerate(chosen.tolist()):
+        for left, top, right, bottom in (pool.boxes[sample].clamp(0, 1) * pool.boxes[sample].new_tensor([w, h, w, h])).tolist():
+            weights[i, 0, int(top) : math.ceil(bottom), int(left) : math.ceil(right)] = EMPHASIS
+    return weights / weights.mean((2, 3), keepdim=True)

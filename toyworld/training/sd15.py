@@ -62,10 +62,14 @@ class SD15(nn.Module):
         """Error of the predicted noise on a random batch, at uniform timesteps of SD1.5's own schedule."""
         chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
         with amp(self.alpha.device):
-            return self.error(pool, chosen, generator)
+            return (self.error(pool, chosen, generator) * pools.emphasis(pool, chosen, step, steps).to(self.alpha.device)).mean()
 
     def error(self, pool: pools.Pool, chosen: Tensor, generator: torch.Generator, options: dict[str, Any] | None = None) -> Tensor:
-        """Mean squared error of the predicted noise on the chosen pictures; `options` are the host's transformer options."""
+        """Squared errors [B, 16, h, w] of the predicted noise on the chosen pictures; `options` are the host's transformer options.
+
+        It is weighted by 1 / alpha, which makes it the error of the velocity (Salimans & Ho 2022, arXiv 2202.00512): where there is much noise
+        and the text decides what will be where, an error in the noise is small although the picture it stands for is far off.
+        """
         device = self.alpha.device
         clean, rows = pool.latents[chosen].float().to(device), pool.rows[chosen].clone()
         rows[torch.rand(len(chosen), generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "clip")[0]
@@ -74,7 +78,7 @@ class SD15(nn.Module):
         noise = torch.randn(clean.shape, generator=generator).to(device)
         alpha = self.alpha[t].view(-1, 1, 1, 1)
         guess = self._forward[0](alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t.float(), context=self.text(rows.to(device)), transformer_options=options or {})
-        return ((guess.float() - noise) ** 2).mean()
+        return (guess.float() - noise) ** 2 / alpha
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
         """Write model and text encoder; `comfy_node` loads both."""

@@ -64,7 +64,8 @@ class SD3(nn.Module):
         mix = sigma.view(-1, 1, 1, 1)
         with amp(device):
             velocity = self._forward[0]((1 - mix) * clean + mix * noise, sigma * 1000, context=self.text(rows.to(device)))
-        return ((velocity.float() - (noise - clean)) ** 2).mean()
+        weights = pools.emphasis(pool, chosen, step, steps).to(device)
+        return (weights * (velocity.float() - (noise - clean)) ** 2).mean()
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
         """Write model and text encoder in the files that ComfyUI loads."""
