@@ -103,6 +103,20 @@ def test_picture_latent():
         picture_latent.encode(picture[:100, :100])
 
 
+def test_objects_count_more_until_the_learning_rate_falls():
+    from attention_loom.toyworld.training import pools
+
+    boxes = [torch.tensor([[0.25, 0.5, 0.5, 0.75]]), torch.tensor([[-0.1, 0.0, 0.06, 1.2], [0.5, 0.5, 0.6, 0.6]])]
+    pool = pools.Pool(torch.zeros(2, 16, 16, 16), torch.zeros(2, 36), boxes, ["", ""])
+    weights = pools.emphasis(pool, torch.tensor([0, 1]), 0, 10)
+    assert weights.shape == (2, 1, 16, 16) and torch.allclose(weights.mean((1, 2, 3)), torch.ones(2))
+    heavy = weights[:, 0] > weights[:, 0].amin((1, 2), keepdim=True)
+    assert heavy[0].nonzero().aminmax(dim=0).min.tolist() == [8, 4] and heavy[0].nonzero().aminmax(dim=0).max.tolist() == [11, 7] and heavy[0].sum() == 16
+    assert heavy[1].sum() == 16 + 4, "a box that leaves the picture is cut; a cell that a box touches counts whole"
+    assert float(weights[0].max() / weights[0].min()) == pytest.approx(pools.EMPHASIS)
+    assert (pools.emphasis(pool, torch.tensor([0, 1]), 7, 10) == 1).all()
+
+
 def small(name, monkeypatch, start=CHECKPOINTS):
     """A task of the real model with a tiny batch."""
     from attention_loom.toyworld.training import sd3, sd15, wan
