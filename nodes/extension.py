@@ -5,9 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.triton.tuning import use_directory
+from .astar import LoomAStar
 from .entropy_scale import LoomEntropyScale
 from .report import LoomReport
 from .riflex import LoomRIFLEx
+from .softpag import LoomSoftPAG
 from .spacetime import LoomSpaceTime
 from .sparse import LoomSparseAttention
 from .ultravico import LoomUltraViCo
@@ -28,4 +30,4 @@ class AttentionLoom(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order of the menu."""
         _keep_tuning_with_the_user()
-        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomEntropyScale, LoomSpaceTime, LoomReport]
+        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomEntropyScale, LoomSpaceTime, LoomSoftPAG, LoomAStar, LoomReport]

@@ -11,7 +11,7 @@ from attention_loom.tools.headless import HostError
 pytestmark = pytest.mark.server
 
 NATIVE, LONG = 21, 93  # pixel frames: 6 and 24 latent frames
-OURS = ["LoomUltraViCo", "LoomRIFLEx", "LoomSparseAttention", "LoomEntropyScale", "LoomSpaceTime", "LoomReport"]
+OURS = ["LoomUltraViCo", "LoomRIFLEx", "LoomSparseAttention", "LoomEntropyScale", "LoomSpaceTime", "LoomSoftPAG", "LoomAStar", "LoomReport"]
 ULTRAVICO = {"preset": "custom", "alpha": 0.6, "strength": 1.0, "train_frames": 6}
 RIFLEX = {"preset": "custom", "strength": 1.0, "k": 4}
 
