@@ -205,8 +205,8 @@ class LatentStep:
 
 
 def _context(entry: dict[str, Any]) -> int:
-    """Tokens of a prepared conditioning."""
-    cond = entry["model_conds"].get("c_crossattn")
-    if cond is None:
+    """Tokens of a conditioning as the text encoder made it: some models pad it later, and then its words stand elsewhere."""
+    text = entry.get("cross_attn")
+    if text is None:
         raise LoomError("the positive prompt holds no text tokens; connect the output of a text encoder.")
-    return int(cond.cond.shape[1])
+    return int(text.shape[1])

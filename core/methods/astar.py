@@ -113,9 +113,7 @@ class AStar(LatentMethod):
 
     def before(self, step: Step) -> None:
         """One or more updates of the latent."""
-        for _ in range(self.repeats):
-            if not self._has_loss(step.memory):
-                return
+        for _ in range(self.repeats if self._has_loss(step.memory) else 0):
             gradient, losses = step.gradient(step.memory["wanted"], lambda maps: self.objective(self.picture(maps, step.memory["cross"]), step.memory.get("high")))
             bad = ~(gradient.flatten(1).isfinite().all(1) & losses.isfinite())
             if bool(bad.any()):

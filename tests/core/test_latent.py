@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import host_inprocess
 import pytest
+import tiny_models
 import torch
 from attention_loom.core.attach import attach, record_of
 from attention_loom.core.columns import Columns, columns
@@ -100,8 +101,7 @@ def test_indicator_columns_are_the_columns_of_an_explicit_softmax(bias):
 def doubled(name):
     """A tiny model in fp64, with its positions in fp64 as well."""
     model = tiny(name)
-    patcher = copy.copy(model.patcher)
-    base = copy.deepcopy(model.patcher.model).double()
+    base = tiny_models._model.__wrapped__(name).model.double()  # one of its own: other tests' runs leave their hooks on the shared one until the next run
     base.diffusion_model.dtype = torch.float64
     base.manual_cast_dtype = None
     patcher = model.patcher.__class__(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
