@@ -93,8 +93,8 @@ class Inspector(Method):
 class Watch:
     """One run under observation: which noise levels are read, and what has been read already.
 
-    Each chosen step claims the first noise level at or behind it, and of each level only the first pass over a block is read: extra
-    passes of guidance nodes come after the main one.
+    Each chosen step claims the first noise level at or behind it, and of each level only the first pass of a prompt over a block is
+    read: extra passes of guidance nodes come after the main one.
     """
 
     def __init__(self, method: Inspector, study: Study) -> None:
@@ -112,29 +112,35 @@ class Watch:
         return max(mine) if mine else None
 
     def look(self, call: AttentionCall, step: int, seen: Seen) -> None:
-        """Read one call."""
-        key = (call.sigma, call.uuids, call.frames, call.block, call.kind, call.turn)
-        if key in self.seen or seen.q.requires_grad:  # a pass for gradients runs ahead of the main one
+        """Read one call: the chunks of its batch that are of the chosen branch and were not read here before."""
+        if seen.q.requires_grad:  # a pass for gradients runs ahead of the main one
             return
         if call.kind == "other" or call.block.ordinal < 0 or call.q.grid is None:
             self.study.other[f"{call.block} {call.kind}, {call.q.length} queries and {call.k.length} keys"] += 1
             return
-        items = self._items(call, seen.q.shape[0])
+        items = self._items(self._fresh(call), seen.q.shape[0] // max(1, len(call.rows)))
         if not items:
             return
-        self.seen.add(key)
         self.study.layers = max(self.study.layers, call.block.total)
         with torch.no_grad():
             self._read(call, step, seen, torch.tensor(items, device=seen.q.device))
 
-    def _items(self, call: AttentionCall, batch: int) -> list[int]:
-        """Batch rows of the chosen branch, at most 8, evenly spread."""
-        wanted = BRANCHES[self.method.branch]
-        chunk = batch // max(1, len(call.rows))
-        rows = [i * chunk + j for i, branch in enumerate(call.rows or (0,)) if branch in wanted for j in range(chunk)]
-        if len(rows) > MOST_ITEMS:
-            rows = [rows[i * len(rows) // MOST_ITEMS] for i in range(MOST_ITEMS)]
-        return rows
+    def _fresh(self, call: AttentionCall) -> list[int]:
+        """Chunks of the chosen branch, each prompt once per noise level, window and place however the host batches it."""
+        found = []
+        for i, branch in enumerate(call.rows or (0,)):
+            prompt = call.uuids[i] if i < len(call.uuids) else i
+            key = (call.sigma, branch, prompt, call.frames, call.block, call.kind, call.turn)
+            if branch in BRANCHES[self.method.branch] and key not in self.seen:
+                self.seen.add(key)
+                found.append(i)
+        return found
+
+    @staticmethod
+    def _items(chunks: list[int], size: int) -> list[int]:
+        """Batch rows of the chunks, ``size`` in each; at most 8, evenly spread."""
+        rows = [i * size + j for i in chunks for j in range(size)]
+        return [rows[i * len(rows) // MOST_ITEMS] for i in range(MOST_ITEMS)] if len(rows) > MOST_ITEMS else rows
 
     def _read(self, call: AttentionCall, step: int, seen: Seen, items: Tensor) -> None:
         place = Place.of(call)

@@ -129,10 +129,10 @@ def test_numbers_are_those_of_the_chosen_branch(branch):
 
 
 def test_word_maps_are_columns_of_the_attention():
-    """SD 1.5 with prompts of unequal length: the host repeats them to 15 tokens, and every repeat counts."""
+    """SD 1.5 with prompts of unequal length: the host repeats the shorter one to 10 tokens, and every repeat counts."""
     seen = []
-    study, _, _ = inspect("sd15", before=spied(seen), prompts=(5, 3), percents=(0.0,), words=WORDS)
-    q, k, heads, rows, _ = next(s for s in seen if s[1].shape[1] == 15)
+    study, _, _ = inspect("sd15", before=spied(seen), prompts=(5, 10), percents=(0.0,), words=WORDS)
+    q, k, heads, rows, _ = next(s for s in seen if s[1].shape[1] == 10)
     place = study.places(cross=True)[0]
     q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2)[rows.index(0)].double() for x in (q, k))
     a = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
