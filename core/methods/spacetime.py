@@ -129,7 +129,8 @@ class SpaceTime(Method):  # two of them are never equal: they hold tensors
         negative = next((chunk for row, chunk in zip(call.rows, chunks, strict=True) if row == 1), None)
         met: set[bool] = set() if call.run is None else call.run.kept((self.owner, "negative"), set)
         if negative is not None:
-            met.add(True)
+            if 0 in call.rows:  # a negative prompt on its own tells that the two run apart
+                met.add(True)
             return [negative[i] for row, chunk in zip(call.rows, chunks, strict=True) if row == 0 for i in range(len(chunk))]
         if 0 not in call.rows or call.extra is not None or met:
             return None
