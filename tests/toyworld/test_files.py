@@ -136,6 +136,32 @@ def test_unet_is_the_hosts_sd15_and_computes_what_was_trained(folder):
     assert out.isfinite().all() and not torch.equal(out, _sample(model, clip, torch.zeros(1, 16, 16, 16), PROMPT.replace("red", "white")))
 
 
+def test_the_training_loss_is_the_error_of_the_picture_that_the_host_denoises(folder, monkeypatch):
+    """Error of the velocity = error of the denoised picture (sigma^2 + 1) / sigma^2: so trained and loaded model agree on what is predicted."""
+    from attention_loom.toyworld.training import pools, sd15, words
+    from safetensors.torch import load_file
+
+    task = sd15.SD15(0, False)
+    task.model.load_state_dict({name: value.float() for name, value in load_file(folder / "scenes_sd15.safetensors").items()})
+    clean = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    pool = pools.Pool(clean, words.rows_tensor([PROMPT], "clip"), [torch.zeros(0, 4)], [PROMPT])
+    drawn = []
+    monkeypatch.setattr(sd15.torch, "randn", lambda *a, generator, _draw=torch.randn, **k: drawn.append(_draw(*a, generator=generator, **k)) or drawn[-1])
+    monkeypatch.setattr(sd15, "EMPTY_PROMPT", 0.0)
+    seen = []
+    inner = task.model.forward
+    monkeypatch.setattr(task.model, "forward", lambda x, t, context=None, **k: seen.append((t, context)) or inner(x, t, context=context, **k))
+    with torch.no_grad():
+        error = task.error(pool, torch.tensor([0]), torch.Generator().manual_seed(3))
+    (t, context), (noise,) = seen[0], drawn
+    model = comfy_node.load_unet(str(folder / "scenes_sd15.safetensors")).model
+    sigma = model.model_sampling.sigma(t)
+    with torch.inference_mode():
+        denoised = model.apply_model((clean + sigma.view(-1, 1, 1, 1) * noise), sigma, c_crossattn=context).float()
+    scaled = (denoised - clean) ** 2 * float((sigma**2 + 1) / sigma**2)
+    assert torch.allclose(error, scaled, rtol=0.05, atol=0.02 * float(scaled.max()))
+
+
 def _rewrite(source, target, metadata=None, drop=None, shape=None):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -173,6 +199,11 @@ BAD = {
     "unet: SD3": (UNET, lambda f, t: str(f / "scenes_sd3.safetensors"), "UNETLoader"),
     "unet: a text encoder": (UNET, lambda f, t: str(f / "scenes_sd15_text.safetensors"), "no 'toyworld'"),
     "unet: no sizes": (UNET, lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", {"toyworld": "{}"}), "is not a toy SD1.5 U-Net"),
+    "unet: other prediction": (
+        UNET,
+        lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", {"toyworld": '{"model": {"model_channels": 64}, "prediction": "x0"}'}),
+        "predicts 'eps' or 'v'",
+    ),
     "unet: odd sizes": (UNET, lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", {"toyworld": '{"model": {"model_channels": 64}}'}), "sizes it states"),
     "unet: tensor missing": (UNET, lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", drop="out.2.bias"), "out.2.bias is missing"),
     "unet: other shape": (UNET, lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", shape="out.2.weight"), "instead of"),

@@ -1,8 +1,8 @@
 """API-format graphs of the toy worlds' models, wired as a user would wire them.
 
-Contract of every graph on the scoreboard: node ``sampler`` is the KSampler that the clock watches, node ``save`` is a SaveAnimatedWEBP
-(lossless) of the clip or a SaveImage of the picture (or pictures: a batch is kept whole), node ``report``, if there is one, is a What Ran whose text is
-kept. `base` also has nodes ``unet``, ``clip``, ``vae``, ``positive``, ``negative``, ``latent`` and ``decode``.
+Contract of every graph on the scoreboard: node ``sampler`` is the KSampler that the clock watches (and ``sampler_2`` a second pass, whose time is
+added), node ``save`` is a SaveAnimatedWEBP (lossless) of the clip or a SaveImage of the picture (or pictures: a batch is kept whole), node ``report``,
+if there is one, is a What Ran whose text is kept. `base` also has nodes ``unet``, ``clip``, ``vae``, ``positive``, ``negative``, ``latent`` and ``decode``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from .worlds import World, world
 
-SAMPLER, SAVE, REPORT = "sampler", "save", "report"
+SAMPLER, SECOND, SAVE, REPORT = "sampler", "sampler_2", "save", "report"
 Graph = dict[str, Any]
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 
 from ...tools.headless import Headless
-from .graphs import SAMPLER
+from .graphs import SAMPLER, SECOND
 
 
 class Meter:
     """Follows one run through `Headless.run`'s callbacks.
 
-    seconds: from the sampler's start to its last step, decoding and saving left out; on a CPU processor time of the host's process over all
+    seconds: from the sampler's start to its last step, decoding and saving left out, a second pass added; on a CPU processor time of the host's process over all
     threads, which other work on the machine changes little, on a GPU time that passed. memory: MiB. On a CPU the highest resident memory
     of the host's process while it sampled, which includes torch and the host themselves (Linux; nan elsewhere); on a GPU the highest
     memory that torch had reserved at the end of a step.
@@ -25,11 +25,13 @@ class Meter:
     def __init__(self, host: Headless) -> None:
         self.host = host
         self.seconds = self.memory = math.nan
-        self._begin = math.nan
+        self._begin, self._before = math.nan, 0.0
         self.device, self._gpu = _device(host)
 
     def entered(self, node: str) -> None:
         """A node begins."""
+        if node == SECOND:
+            self._begin, self._before = self._clock(), self.seconds
         if node == SAMPLER:
             self._begin = self._clock()
             # 5 sets the high-water mark of resident memory back to what is resident now (proc(5), clear_refs)
@@ -38,9 +40,9 @@ class Meter:
 
     def progress(self, node: str, value: int, maximum: int) -> None:
         """A step of a sampler is done."""
-        if node != SAMPLER:
+        if node not in (SAMPLER, SECOND):
             return
-        self.seconds = self._clock() - self._begin
+        self.seconds = self._before + self._clock() - self._begin
         if self._gpu:
             reserved = self.host.get("/system_stats")["devices"][0]["torch_vram_total"] / 2**20
             self.memory = reserved if math.isnan(self.memory) else max(self.memory, reserved)

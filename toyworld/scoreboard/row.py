@@ -47,7 +47,8 @@ class Row:
     method: what METHODS selects. claim: one sentence that could turn out false. latent_frames: 1 for pictures. ours: None for a row on a stock
     model. judges: the first one ranks what the pictures show. notes: what a reader must know about the choice of settings. world: a name in
     `worlds.WORLDS`. prompts: (caption, seed) of n shots, the first m of n are those of m; None takes the world's. measure: numbers of one
-    clip or picture by name; None takes the world's. more: checkpoint file -> folder of the host's models, besides the world's own.
+    clip or picture by name; None takes the world's. more: checkpoint file -> folder of the host's models, besides the world's own. side:
+    pixels a side of pictures that are not of the world's size; the graphs say it too, and the rendered truth stays at the world's.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Row:
     prompts: Callable[[int], list[tuple[str, int]]] | None = None
     measure: Callable[[Footage], dict[str, float]] | None = None
     more: tuple[tuple[str, str], ...] = ()
+    side: int | None = None
 
     @property
     def setting(self) -> World:

@@ -103,7 +103,7 @@ def _how(board: Board, row: Row) -> str:
     numbers = board.ledger.complete(row)
     cells = [board.ledger.rows[row.name][arm.name][i] for arm in row.arms for i in numbers]
     here = row.setting
-    size = f"pictures of {here.bundle.size} pixels" if here.picture else f"{4 * row.latent_frames - 3} frames ({row.latent_frames} latent)"
+    size = f"pictures of {row.side or here.bundle.size} pixels" if here.picture else f"{4 * row.latent_frames - 3} frames ({row.latent_frames} latent)"
     where = "" if row.world == "wan" else f"{row.world}, "
     steps, devices = "/".join(sorted({str(cell.steps) for cell in cells})), " and ".join(sorted({cell.device for cell in cells if cell.device}))
     return f"{len(numbers)} prompts and seeds, {where}{size}, {steps} steps, on: {devices}. {row.notes}".rstrip()
