@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..kernels.triton.tuning import use_directory
 from .astar import LoomAStar
 from .entropy_scale import LoomEntropyScale
+from .inspector import LoomInspector, LoomInspectorPictures
 from .report import LoomReport
 from .riflex import LoomRIFLEx
 from .softpag import LoomSoftPAG
@@ -30,4 +31,15 @@ class AttentionLoom(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order of the menu."""
         _keep_tuning_with_the_user()
-        return [LoomUltraViCo, LoomRIFLEx, LoomSparseAttention, LoomEntropyScale, LoomSpaceTime, LoomSoftPAG, LoomAStar, LoomReport]
+        return [
+            LoomUltraViCo,
+            LoomRIFLEx,
+            LoomSparseAttention,
+            LoomEntropyScale,
+            LoomSpaceTime,
+            LoomSoftPAG,
+            LoomAStar,
+            LoomInspector,
+            LoomInspectorPictures,
+            LoomReport,
+        ]

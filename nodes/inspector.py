@@ -177,6 +177,6 @@ class LoomInspectorPictures(io.ComfyNode):
         frames = None if image is None else image.cpu().float().numpy()
         drawn = draw(study, common.choice("picture", picture, ["all", *PICTURES]), look, heads, frames)
         report = text(study, measure, heads)
-        pictures = [torch.from_numpy(np.asarray(d)).float()[None] / 255 for d in drawn]
+        pictures = [torch.from_numpy(np.array(d)).float()[None] / 255 for d in drawn]
         shown = [saved for p in pictures for saved in ui.PreviewImage(p, cls=cls).as_dict()["images"]]
         return io.NodeOutput(pictures, heads_text(heads), report, as_json(study, measure, order, heads), ui={"images": shown, "text": (report,)})

@@ -345,6 +345,94 @@ def keep_subjects_sd15() -> Recipe:
     return Recipe("keep_subjects_sd15", {load: (0, 0), text: (1, 0), stock: (2, 0), ours: (2, 1)}, nodes, note)
 
 
+def inspect_attention_toy() -> Recipe:
+    """What the heads of the toy world's own model do in a clip of three times its length."""
+    load, text, sample, look = "Toy world model", "Prompt and length", "Inspect and sample", "Pictures"
+    prompt = "a red circle moving right"
+    nodes = {
+        "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
+        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
+        "clip": Node("ToyWorldTextEncoder", {"clip_name": "toy_umt5.safetensors"}, load),
+        "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
+        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": prompt}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        "latent": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 69, "batch_size": 1}, text, "3x: 69 frames, 18 latent"),
+        "inspector": Node(
+            "LoomInspector",
+            {
+                "model": link("shift"), "steps": "0.15, 0.45, 0.75", "words": "red, circle", "prompt": prompt,
+                "clip": link("clip"), "conditioning": link("positive"), "points": "0.5,0.5", "rows": 256,
+            },
+            sample,
+        ),
+    }  # fmt: skip
+    _toy_branch(nodes, "inspect", sample, "inspector", "latent", "Sample")
+    nodes["pictures"] = Node(
+        "LoomInspectorPictures",
+        {
+            "inspection": link("inspector", 1),
+            "after": link("inspect_sampler"),
+            "picture": "all",
+            "measure": "distance",
+            "order": "lowest",
+            "top_heads": 6,
+            "image": link("inspect_decode"),
+        },
+        look,
+    )
+    note = (
+        "# Inspect attention (toy world)\n\n"
+        "The small Wan model draws 18 latent frames; it was trained on 6. The picture *Attention over distance in time* shows where its heads meet distances they do not "
+        "know, and suggests *train_frames* for **Longer Video (UltraViCo)**.\n\n"
+        "- The image is bit for bit that of the graph without the inspector.\n"
+        "- *heads* of **Attention Pictures** goes into *found_heads* of **Head Guidance (SoftPAG)**."
+    )
+    return Recipe("inspect_attention", {load: (0, 0), text: (1, 0), sample: (2, 0), look: (3, 0)}, nodes, note)
+
+
+def inspect_attention_sd15() -> Recipe:
+    """Words of a prompt over the picture, and what the heads of SD 1.5 do."""
+    load, text, sample, look = "Model", "Prompt", "Inspect and sample", "Pictures"
+    prompt = "a corgi with a red scarf sitting beside a blue bicycle"
+    nodes = {
+        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
+        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": prompt}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
+        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}, text),
+        "inspector": Node(
+            "LoomInspector",
+            {
+                "model": link("checkpoint"), "steps": "0.15, 0.45, 0.75", "words": "corgi, red scarf, bicycle", "prompt": prompt,
+                "clip": link("checkpoint", 1), "conditioning": link("positive"), "points": "0.5,0.5",
+            },
+            sample,
+        ),
+    }  # fmt: skip
+    _picture_branch(nodes, "inspect", sample, "inspector", "Sample")
+    nodes["pictures"] = Node(
+        "LoomInspectorPictures",
+        {
+            "inspection": link("inspector", 1),
+            "after": link("inspect_sampler"),
+            "picture": "all",
+            "measure": "distance",
+            "order": "lowest",
+            "top_heads": 24,
+            "image": link("inspect_decode"),
+        },
+        look,
+    )
+    note = (
+        "# Inspect attention (SD 1.5)\n\n"
+        "Reads three of 25 steps: where each word acts, how far every head looks, which heads are alike. The same two nodes work on SDXL, SD3, FLUX, Qwen-Image, Z-Image and "
+        "video models.\n\n"
+        "- *words* are words of the prompt as it is written; separate them by commas.\n"
+        "- *heads* of **Attention Pictures** goes into *found_heads* of **Head Guidance (SoftPAG)**.\n"
+        "- *json* holds all numbers."
+    )
+    return Recipe("inspect_attention_sd15", {load: (0, 0), text: (1, 0), sample: (2, 0), look: (3, 0)}, nodes, note)
+
+
 RECIPES = (
     longer_video_toy,
     longer_video_wan,
@@ -355,4 +443,6 @@ RECIPES = (
     keep_subjects_sd15,
     head_guidance_sd15,
     head_guidance_flux,
+    inspect_attention_toy,
+    inspect_attention_sd15,
 )

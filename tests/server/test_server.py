@@ -11,7 +11,18 @@ from attention_loom.tools.headless import HostError
 pytestmark = pytest.mark.server
 
 NATIVE, LONG = 21, 93  # pixel frames: 6 and 24 latent frames
-OURS = ["LoomUltraViCo", "LoomRIFLEx", "LoomSparseAttention", "LoomEntropyScale", "LoomSpaceTime", "LoomSoftPAG", "LoomAStar", "LoomReport"]
+OURS = [
+    "LoomUltraViCo",
+    "LoomRIFLEx",
+    "LoomSparseAttention",
+    "LoomEntropyScale",
+    "LoomSpaceTime",
+    "LoomSoftPAG",
+    "LoomAStar",
+    "LoomInspector",
+    "LoomInspectorPictures",
+    "LoomReport",
+]
 ULTRAVICO = {"preset": "custom", "alpha": 0.6, "strength": 1.0, "train_frames": 6}
 RIFLEX = {"preset": "custom", "strength": 1.0, "k": 4}
 
@@ -21,7 +32,7 @@ def test_all_nodes_are_there_and_explain_themselves(object_info):
         node = object_info[name]
         assert node["category"].startswith("attention loom/")
         assert len(node["description"]) > 60
-        assert next(iter(node["input"]["required"])) == "model"
+        assert next(iter(node["input"]["required"])) in ("model", "inspection")
         for part in (node["input"].get("required", {}), node["input"].get("optional", {})):
             for key, spec in part.items():
                 assert len(spec[1].get("tooltip", "")) > 20, f"{name}.{key} has no tooltip"
