@@ -53,17 +53,20 @@ def test_a_second_pass_goes_on_from_the_first():
     assert graph[SECOND]["inputs"]["denoise"] == 0.5
     assert graph["decode"]["inputs"]["samples"] == [SECOND, 0]
     assert graph[SAMPLER]["inputs"]["denoise"] == 1.0
+    others = [g for name, g in graphs("entropy-sd15-larger")[0].items() if name != "second pass"]
+    assert all(g[SAMPLER]["inputs"]["latent_image"] != graph[SAMPLER]["inputs"]["latent_image"] for g in others)
 
 
-def test_places_and_descriptions_are_those_of_the_areas():
+def test_places_and_descriptions_are_those_of_the_caption_and_of_the_areas():
     drawn, shot = graphs("spacetime-named")
     left, right = Caption.parse(shot.caption).things
-    for arm, place in (("Place Subjects", Disc), ("Place Subjects, halves", Box)):
+    for arm, place in (("Place Subjects", Disc), ("Place Subjects, halves", Box), ("Place Subjects, with the ground", Disc)):
         inputs = drawn[arm]["method_1"]["inputs"]
         regions = parse(inputs["regions"], None, 0.2)
         assert [type(region.place) for region in regions] == [place, place]
-        assert [region.text for region in regions] == [drawn["areas"][f"text_{n}"]["inputs"]["text"] for n in (0, 1)]
-        assert [Caption.parse(region.text).things[0].colour for region in regions] == [left.colour, right.colour]
+        whole = [drawn["areas"][f"text_{n}"]["inputs"]["text"] for n in (0, 1)]
+        assert [region.text for region in regions] == (whole if "ground" in arm else [text.split(" on ")[0] for text in whole])
+        assert [text.split(" on ")[0].split()[-2:] for text in whole] == [[thing.colour, thing.shape] for thing in (left, right)]
         assert inputs["prefix"] == ""
     first, second = (region.place for region in parse(drawn["Place Subjects, halves"]["method_1"]["inputs"]["regions"], None, 0.2))
     assert (first, second) == (Box(0, 0, 0.5, 1), Box(0.5, 0, 1, 1))

@@ -49,6 +49,9 @@ def second_pass(side: int) -> Callable[[Shot], Graph]:
 
     def graph(shot: Shot) -> Graph:
         nodes = base(shot)
+        # changes nothing, but without it the host would take the first pass from another arm and not draw it, so it would have no time
+        nodes["once"] = {"class_type": "RepeatLatentBatch", "inputs": {"samples": ["latent", 0], "amount": 1}}
+        nodes[SAMPLER]["inputs"]["latent_image"] = ["once", 0]
         nodes["larger"] = {"class_type": "LatentUpscale", "inputs": {"samples": [SAMPLER, 0], "upscale_method": "bislerp", "width": side, "height": side, "crop": "disabled"}}
         nodes[SECOND] = {"class_type": "KSampler", "inputs": {**nodes[SAMPLER]["inputs"], "latent_image": ["larger", 0], "denoise": 0.5}}
         nodes["decode"]["inputs"]["samples"] = [SECOND, 0]

@@ -28,20 +28,21 @@ def heads(**settings: Any) -> tuple[str, dict[str, Any]]:
     return "LoomSoftPAG", {"preset": "auto", "scale": SCALE, "u": 0.5, **settings}
 
 
-OURS: Chain = (heads(),)
+OURS: dict[str, Chain] = {"sd3": (heads(heads=MIDDLE),), "sd15": (heads(),)}
 PAG_UNET: Chain = (("PerturbedAttentionGuidance", {"scale": SCALE}),)
 SLG: Chain = (("SkipLayerGuidanceSD3", {"layers": MIDDLE, "scale": SCALE, "start_percent": 0.01, "end_percent": 0.15}),)
 # The host has no perturbed-attention guidance for joint attention: its two forms are drawn by our node.
 PAG_JOINT: Chain = (heads(heads=MIDDLE, u=1.0),)
 PAG_OTHER_JOINT: Chain = (heads(heads=MIDDLE, u=1.0, rows="image_image"),)
 RIVALS = {
-    "sd3": (("PAG, middle block", PAG_JOINT), ("PAG, middle block, picture to picture", PAG_OTHER_JOINT), ("skip-layer guidance", SLG)),
+    "sd3": (("PAG, middle block", PAG_JOINT), ("PAG, middle block, picture to picture", PAG_OTHER_JOINT), ("skip-layer guidance", SLG), ("SoftPAG, preset auto", (heads(),))),
     "sd15": (("PAG", PAG_UNET),),
 }
 WHERE = {
-    "sd3": "SoftPAG takes preset auto (blocks 0 and 1 of 3) and u 0.5. PAG takes the middle block at u 1, as the paper has it and with picture tokens alone among themselves, as "
-    "diffusers has it. Skip-layer guidance: the host's node with its own window, 14 % of the sampling, so it is cheaper.",
-    "sd15": "SoftPAG takes preset auto (the middle block) and u 0.5. PAG is the host's node: the same block at u 1.",
+    "sd3": "PAG takes the middle block at u 1, as the paper has it and as diffusers has it: picture tokens see themselves and the text. SoftPAG is the first of them at u 0.5, the "
+    "node's own value, so that one thing differs. Preset auto is meant for deep models: here it is two of three blocks. Skip-layer guidance: the host's node with its own window, 14 % of the "
+    "sampling, so it is cheaper.",
+    "sd15": "PAG is the host's node: the middle block at u 1. SoftPAG is the same block (preset auto) at u 0.5, the node's own value, so that one thing differs.",
 }
 
 
@@ -76,7 +77,7 @@ def beside_cfg(model: str) -> Row:
             Arm("CFG 3, 1.5x the steps", drawn((), steps=1.5)),
             Arm("CFG 4.5", drawn((), cfg=4.5)),
         ),
-        ours=Arm("SoftPAG", drawn(OURS), CODE),
+        ours=Arm("SoftPAG", drawn(OURS[model]), CODE),
         judges=JUDGES,
         notes=f"Scale 3 everywhere, the paper's and the host's own. {WHERE[model]} 1.5x the steps is as many evaluations as SoftPAG's; CFG 4.5 costs nothing.",
         world=MODELS[model],
@@ -96,7 +97,7 @@ def instead_of_cfg(model: str) -> Row:
             Arm("twice the steps", drawn((), cfg=1.0, steps=2.0)),
             Arm("CFG 3", through()),
         ),
-        ours=Arm("SoftPAG", drawn(OURS, cfg=1.0), CODE),
+        ours=Arm("SoftPAG", drawn(OURS[model], cfg=1.0), CODE),
         judges=JUDGES,
         notes=f"CFG 1 everywhere but in the arm CFG 3; scale 3, the paper's and the host's own. {WHERE[model]} All but no guidance and skip-layer guidance make as many evaluations.",
         world=MODELS[model],

@@ -25,16 +25,23 @@ BOXES = ("0, 0, 0.5, 1", "0.5, 0, 1, 1")
 """The halves that areas and masks have."""
 SIDES = pictures(2, WORDS)
 WHAT = (
-    "The first object is on the left, the second on the right. Place Subjects is the paper's form: contrast, weight 5/2, a disc of radius 0.2 at each place; its other "
-    "forms are shown beside it. Areas, masks and regions have the same descriptions: each object's own caption, without the place. Areas and masks evaluate the model once more per region."
+    "The first object is on the left, the second on the right. Place Subjects is the paper's form: contrast, weight 5/2, a disc of radius 0.2 at each place, described by the "
+    "object's phrase alone; its other forms are shown beside it, each with one thing changed. Areas and masks have a caption for each half, as in the stock rows, because "
+    "without the ground they would not know it; the form *with the ground* has the same. Areas show the model half of the picture, a size it was not trained at; masks do not. Areas and masks evaluate the model once more "
+    "per region."
 )
 
 
-def placed(places: tuple[str, str] = WORDS, **settings: Any) -> Callable[[Shot], Graph]:
-    """Place Subjects with each object's own caption. No prefix: the toy world has no photos."""
+def phrases(shot: Shot) -> tuple[str, ...]:
+    """Each object as the caption writes it, without its place."""
+    return tuple(str(replace(thing, place="")) for thing in Caption.parse(shot.caption).things)
+
+
+def placed(places: tuple[str, str] = WORDS, texts: Callable[[Shot], tuple[str, ...]] = phrases, **settings: Any) -> Callable[[Shot], Graph]:
+    """Place Subjects. No prefix: the toy world has no photos."""
 
     def graph(shot: Shot) -> Graph:
-        regions = "\n".join(f"{text} @ {place}" for text, place in zip(halves(shot), places, strict=True))
+        regions = "\n".join(f"{text} @ {place}" for text, place in zip(texts(shot), places, strict=True))
         return wired(base(shot), ("LoomSpaceTime", {"clip": ["clip", 0], "regions": regions, "strength": 1.0, "prefix": "", **settings}))
 
     return graph
@@ -56,6 +63,7 @@ OURS = Arm("Place Subjects", placed(), CODE)
 ALTERNATIVES = (
     *SIDE_BY_SIDE,
     Arm("Place Subjects, halves", placed(BOXES), CODE),
+    Arm("Place Subjects, with the ground", placed(texts=halves), CODE),
     Arm("Place Subjects, affine", placed(mode="affine"), CODE),
     Arm("Place Subjects, convex", placed(mode="convex"), CODE),
 )
