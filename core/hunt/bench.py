@@ -1,0 +1,157 @@
+"""One picture for one set of heads: the user's own model, prompts and sampler, with SoftPAG as the intervention."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..attach import attach, methods_of
+from ..concepts import Concept, Located, locate
+from ..errors import LoomError
+from ..families import family_of
+from ..heads import HeadSet
+from ..inspect.study import Collection
+from ..methods.inspector import Inspector
+from ..methods.softpag import SoftPAG
+from ..schedule import BlockSelection
+from .scorers import Scorer, Shot
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A prompt and a seed. text: the prompt, "" where unknown; positive, negative: host conditionings."""
+
+    text: str
+    positive: Any
+    negative: Any
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """As the host's KSampler has them."""
+
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    denoise: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """All that stays the same in a search. latent: the host's LATENT; push: SoftPAG with no heads yet; clip: for scorers that look words up."""
+
+    model: Any
+    vae: Any
+    latent: dict[str, Any]
+    pairs: tuple[Pair, ...]
+    sampling: Sampling
+    push: SoftPAG
+    scorer: Scorer
+    clip: Any = field(default=None, repr=False)
+
+    def layers(self, blocks: BlockSelection) -> tuple[tuple[int, int], ...]:
+        """(layer, heads) of the chosen blocks. Raises LoomError where none is, or where a part names none."""
+        diffusion = self.model.get_model_object("diffusion_model")
+        family = family_of(diffusion)
+        every = family.blocks(diffusion)
+        missing = blocks.unmatched(every)
+        if missing:
+            raise LoomError(f"blocks '{missing[0]}' selects nothing; this {family.name} model has layers 0 to {len(every) - 1}.")
+        return tuple((b.ordinal, family.heads(diffusion, b)) for b in every if b in blocks)
+
+    def shoot(self, heads: str, pair: int) -> tuple[Tensor, float]:
+        """The picture [N, h, w, 3] fp32 with these heads weakened (none: without guidance), and its score."""
+        chosen = HeadSet.parse(heads)
+        model = attach(self.model, replace(self.push, heads=chosen)) if chosen.items else self.model
+        seen = Collection()
+        if self.scorer.reads_attention:
+            model = attach(model, Inspector(percents=(0.5,), words=self._words(self.pairs[pair]), into=seen))
+        images = self._decode(self._sample(model, self.pairs[pair]))
+        return images, self.scorer.score(Shot(images, self.pairs[pair].text, seen.last))
+
+    def _sample(self, model: Any, pair: Pair) -> Tensor:
+        import comfy.sample
+
+        s = self.sampling
+        start = comfy.sample.fix_empty_latent_channels(model, self.latent["samples"])
+        noise = comfy.sample.prepare_noise(start, pair.seed, self.latent.get("batch_index"))
+        return comfy.sample.sample(  # type: ignore[no-any-return]
+            model, noise, s.steps, s.cfg, s.sampler, s.scheduler, pair.positive, pair.negative, start,
+            denoise=s.denoise, noise_mask=self.latent.get("noise_mask"), disable_pbar=True, seed=pair.seed,
+        )  # fmt: skip
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        images = self.vae.decode(latent)
+        return images.reshape(-1, *images.shape[-3:])[..., :3].float().cpu().clamp(0, 1)  # type: ignore[no-any-return]
+
+    def _words(self, pair: Pair) -> Located:
+        if self.clip is None or not pair.text:
+            raise LoomError("prompt attention needs the prompts as text: connect clip and write them into 'prompts', or choose another goal.")
+        found = locate(self.clip, pair.text, list(self.scorer.words), pair.positive[0][0].shape[1])
+        return found if found.concepts else replace(found, concepts=(Concept("prompt", found.words, ()),))
+
+    def key(self) -> str:
+        """What must be the same for scores to be comparable: model, inputs and settings as a hash."""
+        sha = hashlib.sha256()
+        for part in (self.sampling, self.push, self.scorer.key, model_key(self.model), self.latent, [(p.text, p.positive, p.negative, p.seed) for p in self.pairs]):
+            _digest(part, sha.update)
+        return sha.hexdigest()[:16]
+
+
+def model_key(model: Any) -> str:
+    """A model's class, weights (sampled), LoRAs and methods as a hash that survives a restart."""
+    sha = hashlib.sha256()
+    diffusion = model.get_model_object("diffusion_model")
+    backup = getattr(model, "backup", {})  # weights as they were before LoRAs were written into them
+    _digest(type(diffusion).__name__, sha.update)
+    for name, weight in diffusion.state_dict().items():
+        kept = backup.get(f"diffusion_model.{name}")
+        weight = weight if kept is None else getattr(kept, "weight", weight)
+        _digest((name, tuple(weight.shape)), sha.update)
+        try:
+            flat = weight.detach().flatten()
+            _digest(flat[:: max(1, len(flat) // 4)][:4].float(), sha.update)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            continue  # packed weights of quantised models: their names and shapes must do
+    _digest(sorted((str(key), str([part[0] for part in parts])) for key, parts in getattr(model, "patches", {}).items()), sha.update)
+    _digest([repr(method) for method in methods_of(model)], sha.update)
+    return sha.hexdigest()[:16]
+
+
+def _digest(thing: Any, update: Callable[[bytes], None]) -> None:
+    """Feed a value into a hash: containers by their parts, tensors by their bytes, other objects by their class."""
+    if isinstance(thing, Tensor):
+        update(str(tuple(thing.shape)).encode())
+        update(thing.detach().float().cpu().contiguous().numpy().tobytes())
+    elif isinstance(thing, dict):
+        for name in sorted(thing, key=str):
+            if name != "uuid":  # drawn anew in every session
+                update(f"{name}=".encode())
+                _digest(thing[name], update)
+    elif isinstance(thing, (list, tuple)):
+        update(f"{len(thing)}:".encode())
+        for part in thing:
+            _digest(part, update)
+    elif thing is None or isinstance(thing, (str, int, float, bool)) or is_dataclass(thing):
+        update(repr(thing).encode())
+    else:
+        update(type(thing).__qualname__.encode())
+
+
+def with_prompts(clip: Any, prompts: list[str], positive: Any) -> list[tuple[str, Any]]:
+    """(text, conditioning) of each prompt, with everything but the text (guidance, ControlNet, areas) taken from ``positive``."""
+    settings = {name: value for name, value in positive[0][1].items() if name != "pooled_output"}
+    return [(text, [[cond, settings | own] for cond, own in clip.encode_from_tokens_scheduled(clip.tokenize(text))]) for text in prompts]
+
+
+def fitting(prompts: list[tuple[str, Any]], negative: Any, count: int, seed: int) -> tuple[Pair, ...]:
+    """``count`` pairs: prompts in turn, seeds counted up from ``seed``. Raises LoomError where a prompt would stay unused."""
+    if count < len(prompts):
+        raise LoomError(f"{len(prompts)} prompts were given and pairs is {count}; set pairs to {len(prompts)} or more, so that each is used.")
+    return tuple(Pair(*prompts[j % len(prompts)], prompts[j % len(prompts)][1] if negative is None else negative, seed + j) for j in range(count))
