@@ -106,7 +106,7 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
         moving = _moving(methods)
         if moving:
             args = latent.prepare(moving, guider, family, diffusion, run, args)
-        result = executor(noise, *args, **kwargs)
+        result = latent.finish(moving, executor(noise, *args, **kwargs), run)
         failed = False
         return result
     finally:
@@ -291,6 +291,9 @@ class _Woven:
         for owner, reader in draft.readers if self.extra is None else ():  # what is read is the attention of the main pass
             reader(call.seen)  # type: ignore[arg-type]
             self.run.read(owner)
+        for owner, tap in draft.taps:
+            out = out + sig.give(tap(call.seen)).to(out.dtype)  # type: ignore[arg-type]
+            self.run.read(owner)
         return out
 
     def _insist(self, mark: Mark | None, error: Unclear) -> None:
@@ -340,7 +343,7 @@ class _Woven:
             run=self.run,
             extra=self.extra,
             project=self.family.text_reader(self.diffusion, place.block, turn) if place.kind == "cross" else None,
-            seen=Seen(sig.q, sig.k, sig.mask, sig.scale, sig.dense(self.previous)),
+            seen=Seen(sig.q, sig.k, sig.v, sig.mask, sig.scale, sig.dense(self.previous)),
         )
 
     def _execute(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:

@@ -178,12 +178,13 @@ class AttentionCall:
 class Seen:
     """One attention call as the model made it, for those who only look: before anything a method does to it.
 
-    q [B, H, Nq, D], k [B, Hk, Nk, D]; mask: the host's own, as it came; scale: None = D^-0.5. dense(q, k, v, mask=None) ->
+    q [B, H, Nq, D], k, v [B, Hk, Nk, D]; mask: the host's own, as it came; scale: None = D^-0.5. dense(q, k, v, mask=None) ->
     [B, H, Nq, D] runs the attention the user chose on other tensors, with logits scaled by D^-0.5.
     """
 
     q: Tensor
     k: Tensor
+    v: Tensor
     mask: Tensor | None
     scale: float | None
     dense: Callable[..., Tensor]

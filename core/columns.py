@@ -7,6 +7,7 @@ O(tokens * width), with exact gradients with respect to q and k.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from .call import Block
 from .errors import LoomError
 
 if TYPE_CHECKING:
-    from .call import AttentionCall, Seen
+    from .call import AttentionCall, Seen, Span
+    from .weave import Draft
 
 
 def columns(q: Tensor, k: Tensor, groups: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -28,19 +30,27 @@ def columns(q: Tensor, k: Tensor, groups: Tensor, *, bias: Tensor | None = None,
     [B|1, H|1, Nk] added to the logits; scale: default D^-0.5. Differentiable in q, k and bias. No Nq x Nk tensor is made where
     the device has a fused attention.
     """
+    return torch.cat([part.mean(1) for part in _parts(q, k, groups, bias, scale)], 1)
+
+
+def head_columns(q: Tensor, k: Tensor, groups: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """As :func:`columns`, head by head: [B, H, G, Nq]."""
+    return torch.cat(list(_parts(q, k, groups, bias, scale)), 2)
+
+
+def _parts(q: Tensor, k: Tensor, groups: Tensor, bias: Tensor | None, scale: float | None) -> Iterator[Tensor]:
+    """[B, H, g, Nq]: as many groups at a time as a head is wide."""
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, heads, _, width = q.shape
     q, k = q.to(work), k.to(work)
     if k.shape[1] != heads:
         k = k.repeat_interleave(heads // k.shape[1], 1)
     mask = None if bias is None else bias.to(work)[:, :, None]
-    found = []
     for part in groups.to(work).split(width):
         v = F.pad(part.T, (0, width - len(part))).expand(batch, heads, -1, -1)
         with torch.autocast(q.device.type, enabled=False):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        found.append(out[..., : len(part)].mean(1).mT)
-    return torch.cat(found, 1)
+        yield out[..., : len(part)].mT
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,12 @@ class Columns:
     def last(self) -> Block:
         """The block after which nothing is left to read."""
         return max(self.blocks, key=lambda block: block.ordinal)
+
+
+def middle(blocks: list[Block], kind: str, first: int, last: int, depth: int) -> list[Block]:
+    """The blocks of one kind that lie where ``first`` to ``last`` lie in a model of ``depth`` such blocks."""
+    named = [b for b in blocks if b.kind == kind]
+    return named[first * len(named) // depth : -(-(last + 1) * len(named) // depth)]
 
 
 class Finished(Exception):
@@ -83,20 +99,13 @@ class Collector:
             return False
         return call.q.grid_span is not None and call.k.range("text") is not None and (self.chosen is None or self.chosen in call.uuids)
 
+    def join(self, owner: str, call: AttentionCall, draft: Draft) -> None:
+        """Ask to see this call."""
+        draft.watch(owner, lambda seen: self.take(call, seen))
+
     def take(self, call: AttentionCall, seen: Seen) -> None:
         """Read one call. Raises LoomError where maps do not fit together, Finished after the last one."""
-        rows = self._rows(call)
-        at = call.q.grid_span
-        assert at is not None
-        offset, span = at
-        bias = _key_bias(seen.mask)
-        found = columns(
-            seen.q[rows, :, offset : offset + span.length],
-            seen.k[rows],
-            self._groups(call),
-            bias=bias if bias is None or bias.shape[0] == 1 else bias[rows],
-            scale=seen.scale,
-        )
+        found, span = self.read(columns, call, seen)
         if self.grid not in (None, span.grid):
             raise LoomError(f"the chosen blocks have maps of different sizes ({self.grid} and {span.grid} in {call.block}); choose blocks of one size.")
         self.grid = span.grid
@@ -104,6 +113,16 @@ class Collector:
         self._seen.add(call.block)
         if self.stops and call.block == self.wanted.last:
             raise Finished
+
+    def read(self, reader: Callable[..., Tensor], call: AttentionCall, seen: Seen) -> tuple[Tensor, Span]:
+        """What ``reader`` (one of the two above) finds in a call, and the picture it is over."""
+        rows = self._rows(call)
+        at = call.q.grid_span
+        assert at is not None
+        offset, span = at
+        bias = _key_bias(seen.mask)
+        bias = bias if bias is None or bias.shape[0] == 1 else bias[rows]
+        return reader(seen.q[rows, :, offset : offset + span.length], seen.k[rows], self._groups(call), bias=bias, scale=seen.scale), span
 
     @property
     def maps(self) -> Tensor | None:

@@ -9,7 +9,8 @@ the sampler's state: samplers that hand over a copy are refused, and so are inpa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from .columns import Collector, Columns, Finished
 from .differentiable import gradients, options_for_gradient, plain, positive_only, thawed
 from .errors import LoomError
+from .guidance import EXTRA, ExtraPass
+from .influence import Influence, Taps
 from .methods.guided import LatentMethod, Moment, collecting
 from .report import Entry, Run
 
@@ -53,7 +56,7 @@ def prepare(methods: tuple[LatentMethod, ...], guider: Any, family: Family, diff
     """Check a run and make it ready. args: what the host hands its sampling loop after the noise (latent, sampler, sigmas,
     mask, callback, ...); returned with a callback that sees whether the first change arrived. Raises LoomError.
     """
-    _latent, sampler, _sigmas, mask, callback = args[:5]
+    latent, sampler, sigmas, mask, callback = args[:5]
     owner = methods[0].owner
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     if mask is not None:
@@ -66,6 +69,7 @@ def prepare(methods: tuple[LatentMethod, ...], guider: Any, family: Family, diff
         raise LoomError(f"{owner} needs a positive prompt under that name; the guider {type(guider).__name__} has {', '.join(guider.conds) or 'none'}.")
     run.state[_SAMPLER] = name
     for method in methods:
+        method.fit(tuple(latent.shape), len(sigmas) - 1, memory_of(run, method), run.warn)
         method.prepare(family, diffusion, run.grid or (1, 1, 1), memory_of(run, method))
     return (*args[:4], _arriving(callback, owner, name, run), *args[5:])
 
@@ -73,6 +77,13 @@ def prepare(methods: tuple[LatentMethod, ...], guider: Any, family: Family, diff
 def memory_of(run: Run, method: LatentMethod) -> dict[Any, Any]:
     """What a method keeps until the run ends."""
     return run.kept(("memory", method.owner), dict)  # type: ignore[no-any-return]
+
+
+def finish(methods: tuple[LatentMethod, ...], result: Tensor, run: Run) -> Tensor:
+    """What the methods make of the sampled latent."""
+    for method in sorted(methods, key=lambda m: m.turn):
+        result = method.finish(result, memory_of(run, method))
+    return result
 
 
 def _arriving(callback: Callable[..., Any] | None, owner: str, sampler: str, run: Run) -> Callable[..., Any]:
@@ -158,37 +169,88 @@ class LatentStep:
         """See the protocol."""
         entry = self.entry
         collector = Collector(wanted, _context(entry), stops=True)
-        model = self._guider.inner_model
-        scale = HALF_LOSS_SCALE if (model.manual_cast_dtype or model.get_dtype()) == torch.float16 else 1.0
+        with self._explained(), gradients(), thawed(self._model):
+            x = self.x.detach().clone().requires_grad_(True)
+            self._forward(positive_only(entry), x, collector)
+            if collector.maps is None:
+                raise LoomError(self._no_maps)
+            losses = loss(collector.maps)
+            (gradient,) = torch.autograd.grad(losses.sum() * self._scale, x)
+            return gradient / self._scale, losses.detach()
+
+    def influence(self, wanted: Columns, numbers: Callable[[Tensor, Tensor | None], Tensor], against: bool = False) -> list[Influence]:
+        """See the protocol."""
+        entry = self.entry
+        other = self._negative() if against else None
+        taps = Taps(wanted, _context(entry))
+        with self._explained(), gradients(), thawed(self._model):
+            x = self.x.detach().clone()
+            denoised = self._forward(positive_only(entry), x, taps, aside=True)
+            if taps.empty or denoised is None:
+                raise LoomError(self._no_maps)
+            self.run.passes[self._method.owner] += 1
+            return taps.influences(numbers((x - denoised) / self.at.sigma, plain(other)), self._scale)
+
+    def noised(self, data: Tensor, noise: Tensor) -> Tensor:
+        """See the protocol."""
+        ready = self._model.process_latent_in(data.to(self.x))
+        return self._model.model_sampling.noise_scaling(self._sigma, noise.to(self.x), ready)  # type: ignore[no-any-return]
+
+    @property
+    def _model(self) -> Any:
+        return self._guider.inner_model
+
+    @property
+    def _scale(self) -> float:
+        return HALF_LOSS_SCALE if (self._model.manual_cast_dtype or self._model.get_dtype()) == torch.float16 else 1.0
+
+    @property
+    def _no_maps(self) -> str:
+        return f"{self._method.owner} found no attention maps in the chosen blocks; another node may replace these blocks: choose others."
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What autograd says, as a sentence for users."""
+        owner = self._method.owner
         try:
-            with gradients(), thawed(model):
-                x = self.x.detach().clone().requires_grad_(True)
-                self._forward(positive_only(entry), x, collector)
-                if collector.maps is None:
-                    raise LoomError(f"{self._method.owner} found no attention maps in the chosen blocks; another node may replace these blocks: choose others.")
-                losses = loss(collector.maps)
-                (gradient,) = torch.autograd.grad(losses.sum() * scale, x)
-                gradient = gradient / scale
+            yield
         except torch.OutOfMemoryError as error:
-            raise LoomError(f"{self._method.owner} ran out of memory while taking the gradient; choose blocks that lie earlier in the model, or a smaller picture.") from error
+            raise LoomError(f"{owner} ran out of memory while taking the gradient; choose blocks that lie earlier in the model, or a smaller picture.") from error
         except (RuntimeError, NotImplementedError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LoomError(
-                f"{self._method.owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load the model in fp16, bf16 or fp32."
+                f"{owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load the model in fp16, bf16 or fp32."
             ) from error
-        return gradient, losses.detach()
 
-    def _forward(self, entry: dict[str, Any], x: Tensor, collector: Collector) -> None:
+    def _forward(self, entry: dict[str, Any], x: Tensor, collector: Collector, aside: bool = False) -> Tensor | None:
+        """The denoised latent, None if the pass was ended early. aside: other readers look away."""
         from comfy.samplers import calc_cond_batch
 
+        options = options_for_gradient(self._options, OVERRIDE)
         key = collecting(self._method)
         self.run.state[key] = collector
         try:
-            calc_cond_batch(self._guider.inner_model, [[entry]], x, plain(self._sigma), options_for_gradient(self._options, OVERRIDE))
+            (denoised,) = calc_cond_batch(self._model, [[entry]], x, plain(self._sigma), self._aside(options) if aside else options)
+            return denoised  # type: ignore[no-any-return]
         except Finished:
-            pass
+            return None
         finally:
             self.run.state.pop(key, None)
+
+    def _negative(self) -> Tensor:
+        """Prediction for the negative prompt."""
+        from comfy.samplers import calc_cond_batch
+
+        prompts = self._guider.conds.get("negative")
+        if not prompts:
+            raise LoomError(f"{self._method.owner} compares with the negative prompt and this guider has none; set scalar to energy, or use a sampler node with a negative prompt.")
+        (denoised,) = calc_cond_batch(self._model, [prompts], self.x, self._sigma, self._aside(self._options))
+        self.run.passes[self._method.owner] += 1
+        return (self.x - denoised) / self.at.sigma  # type: ignore[no-any-return]
+
+    def _aside(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a pass that is not the sampler's own."""
+        return dict(options) | {"transformer_options": dict(options.get("transformer_options", {})) | {EXTRA: ExtraPass(self._method.owner)}}
 
     def move(self, x: Tensor) -> None:
         """See the protocol."""

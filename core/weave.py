@@ -73,6 +73,7 @@ class Draft:
     backends: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     readers: list[tuple[str, Callable[[Seen], None]]] = field(default_factory=list)
+    taps: list[tuple[str, Callable[[Seen], Tensor]]] = field(default_factory=list)
     race: Race | None = None
 
     def rotate(self, owner: str, rotation: Rotation) -> None:
@@ -120,6 +121,10 @@ class Draft:
     def watch(self, owner: str, reader: Callable[[Seen], None]) -> None:
         """Let ``reader`` look at the call once its result is there. It is no part of the plan: stock calls stay stock."""
         self.readers.append((owner, reader))
+
+    def tap(self, owner: str, tap: Callable[[Seen], Tensor]) -> None:
+        """Add a term [B, H, Nq, D] to the result, whatever computed it: zeros that a gradient is taken through. No part of the plan."""
+        self.taps.append((owner, tap))
 
     def leave(self, owner: str, reason: str) -> None:
         """Note why a method that wanted this call did nothing to it; the report shows it."""

@@ -8,11 +8,11 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..core.attach import attach
-from ..core.concepts import Located, locate
-from ..core.errors import LoomError
+from ..core.concepts import Located
 from ..core.families import family_of
 from ..core.methods.astar import LOSSES, AStar
 from . import common
+from .prompt import encode, find, positive_input, prompt_inputs
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,13 @@ class LoomAStar(io.ComfyNode):
             ),
             inputs=[
                 common.model_input(),
-                io.Clip.Input("clip", tooltip="The text encoder that goes with the model: it tells where the words of the prompt stand."),
-                io.String.Input("prompt", multiline=True, default="", dynamic_prompts=True,
-                                tooltip="The positive prompt. It is encoded here; connect the output 'positive' to the sampler."),
-                io.String.Input("concepts", multiline=True, default="",
-                                tooltip="The things to keep, one per line, in words of the prompt: 'cat', 'red ball'. The node shows which tokens it found."),
+                *prompt_inputs("concepts", "The things to keep, one per line, in words of the prompt: 'cat', 'red ball'. The node shows which tokens it found."),
                 common.strength_input("Factor on the step."),
                 io.Combo.Input("loss", options=list(LOSSES), default="a_star",
                                tooltip="a_star: places of their own (seg) and kept from step to step (ret). attend_excite: raise the weakest thing instead (Attend-and-Excite)."),
                 io.Combo.Input("preset", options=["auto", *PRESETS, CUSTOM], default="auto",
                                tooltip="Size of the step, preparation of the maps, and up to where: SDXL stops at 0.6 and flow models at 0.5 of the sampling. custom: your values, to the end."),
-                io.Conditioning.Input("positive", optional=True,
-                                      tooltip="The conditioning made from exactly this prompt, if you encode it elsewhere (with ControlNet, for instance). Empty: encoded here."),
+                positive_input(),
                 io.Mask.Input("masks", optional=True,
                               tooltip="Where the first things shall be: a batch of masks in the order of the lines. Things without a mask keep the place they find."),
                 *common.window_inputs(),
@@ -101,25 +96,11 @@ class LoomAStar(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, prompt: str, concepts: str, strength: float, loss: str, preset: str, **more: Any) -> io.NodeOutput:
         """Encode -> locate -> configure -> attach."""
-        positive = more.pop("positive", None) or encode(clip, prompt)
+        given = more.pop("positive", None)
+        positive = encode(clip, prompt) if given is None else given
         located = find(clip, prompt, concepts, positive)
         method = configure(model, located, strength, loss, preset, **more)
         return io.NodeOutput(attach(model, method), positive, located.text, ui=ui.PreviewText(located.text))
-
-
-def encode(clip: Any, prompt: str) -> Any:
-    """As the host's text encode node."""
-    if clip is None:
-        raise LoomError("no text encoder is connected; this checkpoint holds none: load one and connect it to clip.")
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-
-
-def find(clip: Any, prompt: str, concepts: str, positive: Any) -> Located:
-    """The concept lines in the prompt. Raises LoomError."""
-    phrases = [line.strip() for line in concepts.splitlines() if line.strip()]
-    if not phrases:
-        raise LoomError("no concept was given; write the things to keep one per line, in the words of the prompt.")
-    return locate(clip, prompt, phrases, int(positive[0][0].shape[1]))
 
 
 def configure(

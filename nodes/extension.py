@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..kernels.triton.tuning import use_directory
 from .astar import LoomAStar
 from .entropy_scale import LoomEntropyScale
+from .gradsam import LoomGradSAM, LoomSubjectMask
 from .inspector import LoomInspector, LoomInspectorPictures
 from .report import LoomReport
 from .riflex import LoomRIFLEx
@@ -39,6 +40,8 @@ class AttentionLoom(ComfyExtension):
             LoomSpaceTime,
             LoomSoftPAG,
             LoomAStar,
+            LoomGradSAM,
+            LoomSubjectMask,
             LoomInspector,
             LoomInspectorPictures,
             LoomReport,

@@ -433,6 +433,36 @@ def inspect_attention_sd15() -> Recipe:
     return Recipe("inspect_attention_sd15", {load: (0, 0), text: (1, 0), sample: (2, 0), look: (3, 0)}, nodes, note)
 
 
+def keep_background_sd15() -> Recipe:
+    """A reference picture and a new subject in it, with the mask that was measured."""
+    load, text, ours, seen = "Model", "Prompt and reference", "Keep the Background", "What was measured"
+    prompt = "a deer standing in a forest, photo"
+    nodes = {
+        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
+        "photo": Node("LoadImage", {"image": "example.png"}, text, "Reference: your own picture"),
+        "scaled": Node("ImageScale", {"image": link("photo"), "upscale_method": "lanczos", "width": 512, "height": 512, "crop": "center"}, text),
+        "reference": Node("VAEEncode", {"pixels": link("scaled"), "vae": link("checkpoint", 2)}, text),
+        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
+        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}, text),
+        "keep": Node(
+            "LoomGradSAM", {"model": link("checkpoint"), "clip": link("checkpoint", 1), "prompt": prompt, "subjects": "deer", "strength": 1.0, "reference": link("reference")}, ours
+        ),
+    }
+    _picture_branch(nodes, "background", ours, "keep", "Keep the Background")
+    nodes["background_sampler"].inputs |= {"positive": link("keep", 1), "sampler_name": "euler_ancestral", "steps": 45, "cfg": 8.0}
+    nodes["mask"] = Node("LoomSubjectMask", {"subject": link("keep", 3), "after": link("background_sampler"), "number": 0, "image": link("background_decode")}, seen)
+    nodes["report"] = Node("LoomReport", {"model": link("keep"), "after": link("background_sampler")}, seen)
+    note = (
+        "# Keep the background (SD 1.5)\n\n"
+        "Load a picture of a place without a subject of its own, and name the subject in the prompt and below it in *subjects*. At three steps the node measures which "
+        "cells of the latent depend on that word and takes the others from your picture.\n\n"
+        "- Subject cut off: lower *threshold* or more *dilate*. Too little of your picture: higher *threshold*, or a further point in *steps* such as 0.8.\n"
+        "- The sampler starts from an empty latent at denoise 1.\n"
+        "- **Subject Mask** shows the masks and hands them on."
+    )
+    return Recipe("keep_background_sd15", {load: (0, 0), text: (1, 0), ours: (2, 0), seen: (3, 0)}, nodes, note)
+
+
 RECIPES = (
     longer_video_toy,
     longer_video_wan,
@@ -441,6 +471,7 @@ RECIPES = (
     any_size_sd15,
     place_subjects_sd15,
     keep_subjects_sd15,
+    keep_background_sd15,
     head_guidance_sd15,
     head_guidance_flux,
     inspect_attention_toy,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import Block
-from ..columns import Columns
+from ..columns import Columns, middle
 from ..errors import LoomError
 from .guided import LatentMethod, Moment
 
@@ -195,10 +195,7 @@ def read_blocks(family: str, blocks: list[Block], selection: Any, grid: tuple[in
         return listed
     if family == "Wan":
         return blocks[::4]
-    kind, first, last, depth = PLACES[family]
-    named = [b for b in blocks if b.kind == kind]
-    lo, hi = first * len(named) // depth, -(-(last + 1) * len(named) // depth)
-    return named[lo:hi]
+    return middle(blocks, *PLACES[family])
 
 
 def unet_level(levels: set[int], side: int, size: int) -> int | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..call import AttentionCall
     from ..columns import Collector, Columns
     from ..families.base import Family
+    from ..influence import Influence
     from ..report import Run
     from ..weave import Draft
 
@@ -74,6 +75,17 @@ class Step(Protocol):
         Samples do not mix. Raises LoomError where no gradient can be had.
         """
 
+    def influence(self, wanted: Columns, numbers: Callable[[Tensor, Tensor | None], Tensor], against: bool = False) -> list[Influence]:
+        """Run the positive prompt alone and differentiate its prediction with respect to attention probabilities, at the latent
+        as it is now, changing nothing.
+
+        wanted: every group is one token. numbers: (prediction y like x, that of the negative prompt or None) -> [K]; predictions
+        are noise, or velocity on flow models. against: also run the negative prompt. One entry per block. Raises LoomError.
+        """
+
+    def noised(self, data: Tensor, noise: Tensor) -> Tensor:
+        """What a clean latent [1|B, ...] in the VAE's units is at this step's noise level, with this noise [1|B, ...]."""
+
     def move(self, x: Tensor) -> None:
         """Write a new latent into the sampler's own tensor."""
 
@@ -88,6 +100,9 @@ class LatentMethod(Method):
     turn: ClassVar[int] = 0
     """Where two such methods act at one step, the lower turn goes first."""
 
+    def fit(self, shape: tuple[int, ...], steps: int, memory: dict[Any, Any], warn: Callable[[str], None]) -> None:
+        """Before the first step, first of all: raise LoomError if a latent of this shape or a run of so many steps does not fit."""
+
     @abstractmethod
     def prepare(self, family: Family, model: Any, grid: tuple[int, int, int], memory: dict[Any, Any]) -> None:
         """Before the first step: work out what the run needs. Raises LoomError."""
@@ -99,11 +114,15 @@ class LatentMethod(Method):
     def after(self, step: Step) -> None:
         """When the model call of that step is done."""
 
+    def finish(self, result: Tensor, memory: dict[Any, Any]) -> Tensor:
+        """The sampled latent in the VAE's units, when all steps are done; returned as it is or changed."""
+        return result
+
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Nothing but a look, while somebody collects."""
         collector = None if call.run is None else call.run.state.get(collecting(self))
         if collector is not None and collector.wants(call):
-            draft.watch(self.owner, lambda seen: collector.take(call, seen))
+            collector.join(self.owner, call, draft)
 
     def wants(self, call: AttentionCall) -> bool:
         """The collector decides."""

@@ -19,6 +19,8 @@ OURS = [
     "LoomSpaceTime",
     "LoomSoftPAG",
     "LoomAStar",
+    "LoomGradSAM",
+    "LoomSubjectMask",
     "LoomInspector",
     "LoomInspectorPictures",
     "LoomReport",
@@ -32,7 +34,7 @@ def test_all_nodes_are_there_and_explain_themselves(object_info):
         node = object_info[name]
         assert node["category"].startswith("attention loom/")
         assert len(node["description"]) > 60
-        assert next(iter(node["input"]["required"])) in ("model", "inspection")
+        assert next(iter(node["input"]["required"])) in ("model", "inspection", "subject")
         for part in (node["input"].get("required", {}), node["input"].get("optional", {})):
             for key, spec in part.items():
                 assert len(spec[1].get("tooltip", "")) > 20, f"{name}.{key} has no tooltip"
