@@ -292,8 +292,8 @@ def host():
         yield
 
 
-WIDTHS = {"sd15": 768, "wan": 4096, "wan_i2v": 4096, "wan_fun_reference": 4096, "wan_vace": 4096}
-CROSS = {"sd15": 10, "wan": 2, "wan_i2v": 2, "wan_fun_reference": 2, "wan_vace": 3}
+WIDTHS = {"sd15": 768, "sdxl": 2048, "wan": 4096, "wan_i2v": 4096, "wan_fun_reference": 4096, "wan_vace": 4096}
+CROSS = {"sd15": 10, "sdxl": 22, "wan": 2, "wan_i2v": 2, "wan_fun_reference": 2, "wan_vace": 3}
 """Cross-attention calls to the prompt in one model call."""
 
 
@@ -400,6 +400,25 @@ def test_an_extra_pass_of_the_positive_prompt_is_left_alone_by_contrast(host):
     run = record_of(patched).last
     assert run.touched == {OWNER: 4}
     assert any("an extra pass without the negative prompt" in e.reason for e in run.entries)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(("mode", "passes"), [("affine", 2), ("contrast", 1)])
+def test_beside_head_guidance(host, mode, passes):
+    """Affine acts in the extra pass as in the main one; contrast rests there, for it has no negative prompt."""
+    from attention_loom.core.guidance import Guidance
+    from attention_loom.core.heads import HeadSet
+    from attention_loom.core.methods.softpag import SoftPAG
+
+    model = tiny_models.tiny("sd15")
+    places, heads = SpaceTime(locals=regions("sd15", LEFT), mode=mode, weight=1.0), SoftPAG(HeadSet.parse("m0"), guidance=Guidance(2.0))
+    one, other = (attach(attach(model.patcher, first), second) for first, second in ((places, heads), (heads, places)))
+    ours = tiny_models.sample(one, model, steps=1)
+    assert torch.equal(ours, tiny_models.sample(other, model, steps=1))
+    run = record_of(one).last
+    assert run.touched[OWNER] == passes * CROSS["sd15"]
+    assert run.passes == {SoftPAG.owner: 1}
+    assert torch.isfinite(ours).all()
 
 
 @pytest.mark.host
