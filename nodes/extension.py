@@ -8,6 +8,7 @@ from ..kernels.triton.tuning import use_directory
 from .astar import LoomAStar
 from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
+from .headhunter import LoomHeadHunter, LoomLoadHeads, LoomPictureScorer
 from .inspector import LoomInspector, LoomInspectorPictures
 from .report import LoomReport
 from .riflex import LoomRIFLEx
@@ -39,6 +40,9 @@ class AttentionLoom(ComfyExtension):
             LoomEntropyScale,
             LoomSpaceTime,
             LoomSoftPAG,
+            LoomHeadHunter,
+            LoomPictureScorer,
+            LoomLoadHeads,
             LoomAStar,
             LoomGradSAM,
             LoomSubjectMask,

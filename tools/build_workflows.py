@@ -116,7 +116,7 @@ def _ui_node(number: int, node: Node, definition: dict[str, Any]) -> dict[str, A
     outputs = [{"name": name, "type": kind, "slot_index": i, "links": []} for i, (name, kind) in enumerate(zip(definition["output_name"], definition["output"], strict=True))]
     long_text = sum(1 for n, s in _specs(definition) if s[0] == "STRING" and len(s) > 1 and s[1].get("multiline"))
     height = HEADER + SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + 90 * long_text
-    if node.kind in ("SaveAnimatedWEBP", "LoomReport", "SaveVideo", "LoomInspectorPictures"):
+    if node.kind in ("SaveAnimatedWEBP", "LoomReport", "SaveVideo", "LoomInspectorPictures", "LoomHeadHunter"):
         height += 220  # the preview it will show
     properties: dict[str, Any] = {"Node name for S&R": node.kind}
     if node.models:

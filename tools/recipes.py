@@ -463,6 +463,96 @@ def keep_background_sd15() -> Recipe:
     return Recipe("keep_background_sd15", {load: (0, 0), text: (1, 0), ours: (2, 0), seen: (3, 0)}, nodes, note)
 
 
+def find_heads_toy() -> Recipe:
+    """Heads of the toy world's SD3 model that make a picture more colourful, searched, then used."""
+    load, text, search, stock, ours = "Toy world model", "Prompt and size", "Search", "Stock", "Head Guidance"
+    nodes = {
+        "model": Node("UNETLoader", {"unet_name": "scenes_sd3.safetensors", "weight_dtype": "default"}, load),
+        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd3_text.safetensors"}, load),
+        "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
+        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a large red circle and a blue square"}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        "latent": Node("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}, text),
+        "scorer": Node("LoomPictureScorer", {"measure": "colourfulness", "weight": 1.0}, search),
+        "hunter": Node(
+            "LoomHeadHunter",
+            {
+                "model": link("model"), "positive": link("positive"), "vae": link("vae"), "latent": link("latent"), "clip": link("clip"), "scorer": link("scorer"),
+                "prompts": "a large red circle and a blue square\na small green triangle\na yellow square", "name": "toy colourful", "per_round": 2, "pairs": 3, "steps": 8, "keep_layers": 1.0,
+            },
+            search,
+        ),
+        "heads": Node("LoomSoftPAG", {"model": link("model"), "preset": "auto", "scale": 3.0, "u": 0.5, "found_heads": link("hunter")}, ours),
+    }  # fmt: skip
+    for key, group, model in (("toy_stock", stock, "model"), ("toy_heads", ours, "heads")):
+        nodes[f"{key}_sampler"] = _sampler(model, "latent", group, group, steps=16, cfg=3.0)
+        nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("vae")}, group)
+        nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+    note = (
+        "# Find guidance heads (toy world)\n\n"
+        "Searches the nine heads of a tiny SD3 model for those whose weakening makes pictures more colourful: three prompts, one seed each, 8 steps. The preview shows "
+        "before and after and the score of every head; the heads then guide the picture on the right at half the strength.\n\n"
+        "- Interrupt it and queue it again: it goes on where it was.\n"
+        "- Any goal: another *measure*, a reference picture of yours, or several **Picture Scorer** in a chain.\n"
+        "- The heads lie in output/attention_loom/heads; **Load Heads** reads them later."
+    )
+    return Recipe("find_heads", {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
+
+
+def find_heads_sd15() -> Recipe:
+    """Heads of SD 1.5 whose weakening makes pictures look like one of yours, searched on three prompts."""
+    load, text, search, stock, ours = "Model", "Prompt", "Search", "CFG alone", "CFG and the heads found"
+    nodes = {
+        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
+        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "a lighthouse on a cliff, evening"}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
+        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}, text),
+        "reference": Node("LoadImage", {"image": "example.png"}, search, "A picture whose look you want"),
+        "scorer": Node("LoomPictureScorer", {"measure": "reference look", "weight": 1.0, "reference": link("reference")}, search),
+        "hunter": Node(
+            "LoomHeadHunter",
+            {
+                "model": link("checkpoint"), "positive": link("positive"), "vae": link("checkpoint", 2), "latent": link("latent"), "clip": link("checkpoint", 1),
+                "negative": link("negative"), "scorer": link("scorer"), "prompts": "a lighthouse on a cliff\na bowl of fruit on a table\na portrait of an old fisherman",
+                "name": "my look", "per_round": 3, "rounds": 2, "pairs": 3, "steps": 12, "cfg": 4.0,
+            },
+            search,
+        ),
+        "heads": Node("LoomSoftPAG", {"model": link("checkpoint"), "preset": "auto", "scale": 3.0, "u": 0.7, "found_heads": link("hunter")}, ours),
+    }  # fmt: skip
+    _picture_branch(nodes, "look_stock", stock, "checkpoint", "CFG alone")
+    _picture_branch(nodes, "look_heads", ours, "heads", "Head Guidance")
+    note = (
+        "# Find guidance heads (SD 1.5)\n\n"
+        "Load a picture whose colours and edges you like. The search weakens every layer, then every head of the better half, in small runs of three prompts, and keeps "
+        "what brings the pictures closest to it. It says how long that takes before it starts; *minutes* is the limit.\n\n"
+        "- Too long: fewer *pairs*, *rounds* or *steps*, a lower *keep_layers*, or set *if_longer* to *search as far as it gets*.\n"
+        "- Interrupted or restarted: queue it again with the same settings and it goes on.\n"
+        "- Too strong afterwards: lower *u* or *scale* in **Head Guidance**; no new search is needed.\n"
+        "- Heads belong to the checkpoint they were found on. Open *use_found_heads_sd15* to use them another day."
+    )
+    return Recipe("find_heads_sd15", {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
+
+
+def use_found_heads_sd15() -> Recipe:
+    """Heads found another day, from their file."""
+    load, text, ours = "Model and heads", "Prompt", "CFG and the heads found"
+    nodes = {
+        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
+        "found": Node("LoomLoadHeads", {"name": "my look"}, load),
+        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "a narrow street in an old town, evening"}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
+        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 4}, text),
+        "heads": Node("LoomSoftPAG", {"model": link("checkpoint"), "preset": "auto", "scale": 3.0, "u": 0.7, "found_heads": link("found")}, ours),
+    }
+    _picture_branch(nodes, "found_heads", ours, "heads", "Head Guidance")
+    note = (
+        "# Use found heads (SD 1.5)\n\n"
+        "Loads heads that *find_heads_sd15* wrote to output/attention_loom/heads, also of a search that was interrupted, and guides four pictures with them."
+    )
+    return Recipe("use_found_heads_sd15", {load: (0, 0), text: (1, 0), ours: (2, 0)}, nodes, note)
+
+
 RECIPES = (
     longer_video_toy,
     longer_video_wan,
@@ -476,4 +566,7 @@ RECIPES = (
     head_guidance_flux,
     inspect_attention_toy,
     inspect_attention_sd15,
+    find_heads_toy,
+    find_heads_sd15,
+    use_found_heads_sd15,
 )
