@@ -9,7 +9,7 @@ attention; :func:`positive_only` makes a conditioning fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,10 +20,31 @@ COMPILED = "torch.compile"
 
 
 @contextmanager
-def gradients() -> Iterator[None]:
-    """Autograd on, whatever surrounds it; activations that a model updates in place (FLUX) are kept for the backward pass."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+def gradients(outside: nn.Module | None = None) -> Iterator[None]:
+    """Autograd on, whatever surrounds it; activations that a model updates in place (FLUX) are kept for the backward pass.
+
+    outside: a model whose activations shall wait in system memory; its weights stay where they are.
+    """
+    graph = torch.autograd.graph
+    hooks = nullcontext() if outside is None else graph.saved_tensors_hooks(*_moving_out(outside))
+    with torch.inference_mode(False), torch.enable_grad(), graph.allow_mutation_on_saved_tensors(), hooks:
         yield
+
+
+def _moving_out(model: nn.Module) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
+    """What autograd keeps -> system memory, and back. A copy, so that what changes in place later does no harm."""
+    weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+
+    def out(kept: Tensor) -> tuple[torch.device | None, Tensor]:
+        if kept.untyped_storage().data_ptr() in weights:
+            return None, kept.detach()
+        return kept.device, kept.detach().to("cpu", copy=True)
+
+    def back(packed: tuple[torch.device | None, Tensor]) -> Tensor:
+        device, kept = packed
+        return kept if device is None else kept.to(device)
+
+    return out, back
 
 
 @contextmanager

@@ -169,7 +169,7 @@ class LatentStep:
         """See the protocol."""
         entry = self.entry
         collector = Collector(wanted, _context(entry), stops=True)
-        with self._explained(), gradients(), thawed(self._model):
+        with self._explained(), gradients(self._model if self._method.spare_memory else None), thawed(self._model):
             x = self.x.detach().clone().requires_grad_(True)
             self._forward(positive_only(entry), x, collector)
             if collector.maps is None:
@@ -183,7 +183,7 @@ class LatentStep:
         entry = self.entry
         other = self._negative() if against else None
         taps = Taps(wanted, _context(entry))
-        with self._explained(), gradients(), thawed(self._model):
+        with self._explained(), gradients(self._model if self._method.spare_memory else None), thawed(self._model):
             x = self.x.detach().clone()
             denoised = self._forward(positive_only(entry), x, taps, aside=True)
             if taps.empty or denoised is None:
@@ -215,7 +215,9 @@ class LatentStep:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            raise LoomError(f"{owner} ran out of memory while taking the gradient; choose blocks that lie earlier in the model, or a smaller picture.") from error
+            raise LoomError(
+                f"{owner} ran out of memory while taking the gradient; switch spare_memory on, choose blocks that lie earlier in the model, or a smaller picture."
+            ) from error
         except (RuntimeError, NotImplementedError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LoomError(

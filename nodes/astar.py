@@ -84,6 +84,8 @@ class LoomAStar(io.ComfyNode):
                                tooltip="sharpened: each cell goes to the word it attends to most, then a small blur (as Attend-and-Excite). raw: the attention itself."),
                 io.String.Input("blocks", default="", optional=True,
                                 tooltip="Blocks whose maps are read; empty takes the usual ones. 7-10 counts all blocks in order, d5 a double block; for UNets d8.0, u3-5. The gradient stops at the last one: earlier is faster."),
+                io.Boolean.Input("spare_memory", default=False, optional=True,
+                                 tooltip="Keep what the gradient needs in system memory instead of the GPU's: slower, for large models and pictures."),
                 ),
             ],
             outputs=[
@@ -122,6 +124,7 @@ def configure(
     grid: int = 0,
     maps: str = "from preset",
     blocks: str = "",
+    spare_memory: bool = False,
 ) -> AStar:
     """The node's inputs as a method. Raises LoomError."""
     common.choice("preset", preset, ["auto", *PRESETS, CUSTOM])
@@ -145,6 +148,7 @@ def configure(
         masks=masks,
         window=common.window(start_percent, end_percent if custom else min(end_percent, values.until)),
         blocks=common.blocks(blocks),
+        spare_memory=spare_memory,
     )
 
 

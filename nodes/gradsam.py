@@ -72,6 +72,8 @@ class LoomGradSAM(io.ComfyNode):
                 io.Int.Input("noise_seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, optional=True, tooltip="Seed of the noise on the reference."),
                 io.String.Input("blocks", default="", optional=True,
                                 tooltip="With fast: blocks that are read; empty takes the usual ones. 7-10 counts all blocks in order, d5 a double block; for UNets d8.0, u3-5."),
+                io.Boolean.Input("spare_memory", default=False, optional=True,
+                                 tooltip="Keep what the gradient needs in system memory instead of the GPU's: slower, for large models and pictures."),
                 ),
             ],
             outputs=[
@@ -112,6 +114,7 @@ def configure(
     paste: bool = False,
     noise_seed: int = 0,
     blocks: str = "",
+    spare_memory: bool = False,
 ) -> GradSAM:
     """The node's inputs as a method. Raises LoomError."""
     if reference is not None and reference.get("noise_mask") is not None:
@@ -131,6 +134,7 @@ def configure(
         noise_seed=noise_seed,
         into=Findings(),
         blocks=common.blocks(blocks),
+        spare_memory=spare_memory,
     )
 
 

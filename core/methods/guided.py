@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -95,8 +95,9 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class LatentMethod(Method):
-    """Base of methods that move the latent."""
+    """Base of methods that move the latent. spare_memory: what a gradient needs waits in system memory: slower, little on the device."""
 
+    spare_memory: bool = field(default=False, kw_only=True)
     turn: ClassVar[int] = 0
     """Where two such methods act at one step, the lower turn goes first."""
 

@@ -190,6 +190,27 @@ def test_prompts_of_unequal_length_share_a_batch_and_their_repeats_are_one_word(
     assert (method.seen[0][1] - first).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_activations_in_system_memory_give_the_same_gradient(name, monkeypatch):
+    from attention_loom.core import differentiable
+
+    model, sizes, original = tiny(name), [], differentiable._moving_out
+
+    def counting(module):
+        out, back = original(module)
+        return lambda kept: (sizes.append(out(kept)[0] is None), out(kept))[1], back
+
+    monkeypatch.setattr(differentiable, "_moving_out", counting)
+    there, here = Push(amount=0.5, spare_memory=True), Push(amount=0.5)
+    run(attach(model.patcher, there), model, steps=1)
+    assert any(sizes) and not all(sizes), "weights stay, activations go"
+    seen = len(sizes)
+    run(attach(model.patcher, here), model, steps=1)
+    assert len(sizes) == seen
+    difference = (there.seen[0][2] - here.seen[0][2]).abs().max()
+    assert difference <= 1e-5 * here.seen[0][2].abs().max(), "also where the model changes activations in place"
+
+
 def test_the_gradient_forward_stops_after_the_last_block_it_reads():
     model = tiny("flux")
     early, late = (Push(amount=0.1, read=(b,)) for b in (0, 2))
