@@ -28,7 +28,8 @@ def guide(method: GuidanceMethod) -> Callable[[dict[str, Any]], Tensor]:
         w = method.guidance.at(sigma, _timestep(model.model_sampling, args["sigma"]))
         if w == 0 or not method.window.contains(sigma, model.model_sampling.percent_to_sigma):
             return args["denoised"]
-        extra, pass_ = evaluate(method.only_in, args)
+        pass_ = ExtraPass(method.only_in)
+        extra = evaluate(pass_, args)
         if not pass_.calls:  # no conditioning is active at this step, so there is nothing to push away from
             return args["denoised"]
         _insist(method, model, pass_)
@@ -39,15 +40,14 @@ def guide(method: GuidanceMethod) -> Callable[[dict[str, Any]], Tensor]:
     return post_cfg
 
 
-def evaluate(name: str, args: dict[str, Any]) -> tuple[Tensor, ExtraPass]:
-    """The positive conditioning once more, marked with ``name``: (denoised latent, what happened in the pass)."""
+def evaluate(pass_: ExtraPass, args: dict[str, Any]) -> Tensor:
+    """The positive conditioning once more, marked with ``pass_``, which then holds what happened: the denoised latent. args: as the host gives them to post-CFG functions."""
     import comfy.samplers
 
-    pass_ = ExtraPass(name)
     options = args["model_options"]
     marked = dict(options) | {"transformer_options": dict(options.get("transformer_options", {})) | {EXTRA: pass_}}
     (extra,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], marked)
-    return extra, pass_
+    return extra  # type: ignore[no-any-return]
 
 
 def _timestep(sampling: Any, sigma: Tensor) -> float:

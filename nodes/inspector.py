@@ -16,10 +16,12 @@ from ..core.errors import LoomError
 from ..core.inspect.draw.canvas import COLOUR_MAPS
 from ..core.inspect.draw.heatmap import NORMALISE, SORT
 from ..core.inspect.gallery import PICTURES, Look, draw
+from ..core.inspect.prune import MODES, install
 from ..core.inspect.study import Collection
 from ..core.inspect.summary import MEASURES, ORDERS, as_json, check, heads_text, text
 from ..core.inspect.summary import top_heads as rank
 from ..core.methods.inspector import BRANCHES, Inspector
+from ..core.methods.prune import PRUNE
 from . import common
 
 Inspection = io.Custom("LOOM_INSPECTION")
@@ -58,6 +60,11 @@ class LoomInspector(io.ComfyNode):
                                tooltip="Which conditioning is read. negative needs a CFG above 1."),
                 io.Int.Input("rows", default=128, min=16, max=1024, optional=True,
                              tooltip="Image tokens sampled per call, evenly spread. 128 is plenty for pictures, 256 for video; time and memory grow with it. (spec: M)"),
+                io.Combo.Input("importance", options=list(MODES), default="off", optional=True,
+                               tooltip="How much each head matters: what pruning it does to the prediction, at each chosen step. full: one evaluation of the model per head and step; screen: first whole layers, then the heads of the six that matter most. Slow; the image stays the same."),
+                io.Combo.Input("prune", options=list(PRUNE), default="mean", optional=True,
+                               tooltip="What a pruned head does: mean: every token reads the mean of all; identity: each keeps to itself, as in Head Guidance at u 1."),
+                io.Boolean.Input("sure", default=False, optional=True, tooltip="Allows importance to take more than 5000 evaluations of the model."),
                 ),
             ],
             outputs=[
@@ -69,8 +76,11 @@ class LoomInspector(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, steps: str, **more: Any) -> io.NodeOutput:
         """validate -> configure -> attach."""
+        mode = common.choice("importance", more.pop("importance", "off"), list(MODES))
+        prune, sure = more.pop("prune", "mean"), more.pop("sure", False)
         method = configure(steps, **more)
-        return io.NodeOutput(attach(model, method), method.into)
+        patched = attach(model, method)
+        return io.NodeOutput(patched if mode == "off" else install(patched, method, mode, prune, sure), method.into)
 
 
 def configure(
@@ -137,7 +147,7 @@ class LoomInspectorPictures(io.ComfyNode):
                 io.AnyType.Input("after", tooltip="The sampler's latent, or anything made from it: the pictures are drawn once this is there."),
                 io.Combo.Input("picture", options=["all", *PICTURES], default="all", tooltip="Which picture to draw; all draws every one this run has numbers for."),
                 io.Combo.Input("measure", options=list(MEASURES), default="distance",
-                               tooltip="The number that colours the heat map and ranks heads. distance: how far a head looks; own place: how much at itself; text mass: at the prompt; entropy: how spread."),
+                               tooltip="The number that colours the heat map and ranks heads. distance: how far a head looks; own place: how much at itself; text mass: at the prompt; entropy: how spread; importance: what pruning it changes (switch it on in the Inspector)."),
                 io.Combo.Input("order", options=list(ORDERS), default="lowest", tooltip="Whether the list holds the heads with the highest or the lowest measure."),
                 io.Int.Input("top_heads", default=24, min=1, max=256, tooltip="How many heads the list and the pattern picture hold."),
                 io.Image.Input("image", optional=True, tooltip="The decoded image or video frames: heat maps of words and points are laid over it."),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from ..call import AttentionCall, Block
+from .importance import Pruned, by_head
 from .labels import label
 from .statistics import Grid, HeadStats, mean_stats
 
@@ -49,6 +50,7 @@ class Setting:
 class Study:
     """All that was read in one run. stats: place -> step -> the calls read there (one per prompt and window).
 
+    pruned: step -> importance of the heads pruned there; layer_importance: of whole layers; evaluations: made for both.
     word_maps, point_maps: place -> [sum of fp32 [W or P, T, Y, X], count]. sigmas: of the steps read; other: calls left alone.
     """
 
@@ -61,9 +63,12 @@ class Study:
     sigmas: dict[int, float] = field(default_factory=dict)
     word_maps: dict[Place, tuple[Tensor, int]] = field(default_factory=dict)
     point_maps: dict[Place, tuple[Tensor, int]] = field(default_factory=dict)
+    pruned: dict[int, Pruned] = field(default_factory=dict)
+    layer_importance: dict[int, float] = field(default_factory=dict)
+    evaluations: int = 0
     other: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    _means: dict[Place, HeadStats] = field(default_factory=dict, repr=False)
+    _means: dict[tuple[Place, int], HeadStats] = field(default_factory=dict, repr=False)
 
     def note(self, sentence: str) -> None:
         """Something the user should know, once."""
@@ -73,7 +78,7 @@ class Study:
     def add(self, place: Place, step: int, sigma: float, stats: HeadStats) -> None:
         """One call was read."""
         self.sigmas[step] = sigma
-        self._means.pop(place, None)
+        self._means.clear()
         self.stats.setdefault(place, {}).setdefault(step, []).append(stats)
         bad = [h for h in range(len(stats.scalars["entropy"])) if not bool(stats.scalars["entropy"][h].isfinite())]
         if bad:
@@ -84,10 +89,13 @@ class Study:
         return sorted((p for p in self.stats if (p.kind == "cross") == cross), key=lambda p: (p.layer, p.kind != "joint", p.turn))
 
     def mean(self, place: Place) -> HeadStats:
-        """Over steps, prompts and windows."""
-        if place not in self._means:
-            self._means[place] = mean_stats(s for calls in self.stats[place].values() for s in calls)
-        return self._means[place]
+        """Over steps, prompts and windows; with the importance of its heads where they were pruned."""
+        key = place, len(self.pruned)
+        if key not in self._means:
+            stats = mean_stats(s for calls in self.stats[place].values() for s in calls)
+            found = {} if place.kind == "cross" else by_head(self.pruned, place.layer, len(stats.scalars["entropy"]))
+            self._means[key] = replace(stats, scalars=stats.scalars | found)
+        return self._means[key]
 
     def labels(self, place: Place) -> list[str]:
         """The label of every head."""

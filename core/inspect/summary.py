@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..errors import LoomError
 from .frames import profiles, suggest
+from .importance import METRICS
 from .statistics import HeadStats
 from .study import Place, Study
 
 MEASURES = (
     "distance", "rms distance", "own place", "own token", "entropy", "perplexity", "image mass", "text mass", "reference mass", "other mass", "first key", "top key",
-    "row", "column", "same frame", "same place, other frames",
+    "row", "column", "same frame", "same place, other frames", *METRICS,
 )  # fmt: skip
 ORDERS = ("highest", "lowest")
 Head = tuple[Place, int]
@@ -92,6 +93,8 @@ def text(study: Study, measure: str, heads: list[Head]) -> str:
     lines.append(f"by {measure}: {heads_text(heads)}")
     if study.grid is not None and study.grid[0] > 1:
         lines.append(suggest(profiles(study)[1]).reason)
+    if study.pruned:
+        lines.append(_importance(study))
     lines += [f"note: {n}" for n in study.notes]
     if study.other:
         lines.append("not read: " + ", ".join(f"{n} x {what}" for what, n in study.other.most_common(6)))
@@ -100,6 +103,17 @@ def text(study: Study, measure: str, heads: list[Head]) -> str:
         lines.append(f"note: {missing} of the chosen steps never came (the run was short or broken off)")
     lines.append(CAVEAT)
     return "\n".join(lines)
+
+
+def _importance(study: Study) -> str:
+    """Which heads matter and how unequally, from the pruned ones."""
+    values = np.concatenate([value_of(study, p, METRICS[0]) for p in study.places() if METRICS[0] in study.mean(p).scalars])
+    known = np.sort(values[np.isfinite(values)])[::-1]
+    top = float(known[: max(1, len(known) // 10)].mean() / max(float(np.median(known)), 1e-12))
+    return (
+        f"importance: {len(known)} heads pruned one by one in {study.evaluations} evaluations; most: {heads_text(top_heads(study, METRICS[0], 5))}; "
+        f"the top tenth changes the prediction {top:.1f} times as much as the median head"
+    )
 
 
 def as_json(study: Study, measure: str, order: str, heads: list[Head]) -> str:
@@ -116,6 +130,7 @@ def as_json(study: Study, measure: str, order: str, heads: list[Head]) -> str:
         "settings": {"percents": s.percents, "branch": s.branch, "rows": s.rows, "words": s.words, "points": s.points},
         "chosen": {"measure": measure, "order": order, "heads": heads_text(heads)},
         "train_frames": {"suggested": found.train_frames, "reason": found.reason},
+        "importance": {"evaluations": study.evaluations, "layers": {f"L{n}": v for n, v in study.layer_importance.items()}},
         "notes": study.notes,
         "not_read": dict(study.other),
         "places": [_place(study, p) for cross in (False, True) for p in study.places(cross)],

@@ -92,4 +92,4 @@ def test_every_input_and_output_is_explained(node):
     for cls in (node.LoomInspector, node.LoomInspectorPictures):
         schema = cls.define_schema()
         assert all(item.tooltip for item in [*schema.inputs, *schema.outputs])
-    assert {item.id for item in node.LoomInspector.define_schema().inputs} - {"model"} == set(node.configure.__code__.co_varnames[: node.configure.__code__.co_argcount])
+    assert {item.id for item in node.LoomInspector.define_schema().inputs} - {"model", "importance", "prune", "sure"} == set(node.configure.__code__.co_varnames[: node.configure.__code__.co_argcount])

@@ -1,0 +1,110 @@
+"""Importance of heads during an ordinary run: at the steps the Inspector reads, extra evaluations with one head pruned each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..attach import RECORD, attach
+from ..errors import LoomError
+from ..extra_pass import evaluate
+from ..families import family_of
+from ..methods.inspector import Inspector, Watch
+from ..methods.prune import PrunePass, Pruning
+from ..report import Run
+from .importance import Pruned, changes, ranked
+
+MODES = ("off", "screen", "full")
+LAYERS = 6
+"""Layers whose heads are pruned one by one in mode screen."""
+MOST = 5000
+"""Evaluations that need no second word from the user."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What is pruned. layers: (layer, heads); steps: how many are read; mode: "full": every head at every step; "screen": at the first
+    step each layer as a whole, then the heads of the six whose pruning changes most.
+    """
+
+    layers: tuple[tuple[int, int], ...]
+    steps: int
+    mode: str
+
+    @property
+    def evaluations(self) -> int:
+        """Of the model, at most; each as long as a step without CFG."""
+        if self.mode == "full":
+            return self.steps * sum(n for _, n in self.layers)
+        return len(self.layers) + self.steps * sum(sorted((n for _, n in self.layers), reverse=True)[:LAYERS])
+
+
+def install(model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False) -> Any:
+    """A clone of ``model``, on which ``inspector`` is already attached, that measures importance as well.
+
+    Raises LoomError where more than 5000 evaluations would be made and ``sure`` is False: with the estimate.
+    """
+    diffusion = model.get_model_object("diffusion_model")
+    family = family_of(diffusion)
+    layers = tuple((b.ordinal, family.heads(diffusion, b)) for b in family.blocks(diffusion) if b in inspector.blocks)
+    probes = Probes(layers, len(inspector.percents), mode)
+    if probes.evaluations > MOST and not sure:
+        raise LoomError(
+            f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen, "
+            "fewer steps or blocks, or switch 'sure' on."
+        )
+    clone = attach(model, Pruning(prune))
+    clone.set_model_sampler_post_cfg_function(prober(inspector, probes))
+    return clone
+
+
+def prober(inspector: Inspector, probes: Probes) -> Callable[[dict[str, Any]], Tensor]:
+    """A post-CFG function of the host that measures at the steps the Inspector reads, and changes nothing."""
+
+    def post_cfg(args: dict[str, Any]) -> Tensor:
+        record = args["model_options"].get("transformer_options", {}).get(RECORD)
+        run = None if record is None else record.current
+        watch = None if run is None else run.state.get((inspector.owner, id(inspector.into)))
+        step = None if watch is None else _reading(watch, float(args["sigma"].max()))
+        if run is not None and watch is not None and step is not None:
+            watch.study.pruned[step] = _probe(args, probes, watch, run)
+        return args["denoised"]
+
+    return post_cfg
+
+
+def _reading(watch: Watch, sigma: float) -> int | None:
+    """The chosen step that is read at this noise level and was not measured yet."""
+    mine = [step for step, level in watch.claimed.items() if level == sigma and step in watch.study.sigmas and step not in watch.study.pruned]
+    return max(mine) if mine else None
+
+
+def _probe(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Pruned:
+    import comfy.utils
+
+    study = watch.study
+    if not study.layer_importance and probes.mode == "screen":
+        for layer, _ in probes.layers:
+            study.layer_importance[layer] = _one(args, layer, None, run)["importance"]
+    best = sorted(study.layer_importance, key=lambda n: (-study.layer_importance[n], n))[:LAYERS]
+    chosen = [(layer, h) for layer, heads in probes.layers if probes.mode == "full" or layer in best for h in range(heads)]
+    bar = comfy.utils.ProgressBar(len(chosen))
+    found: Pruned = {}
+    for layer, head in chosen:
+        found[layer, head] = _one(args, layer, head, run)
+        bar.update(1)
+    study.evaluations += len(chosen) + (len(probes.layers) if probes.mode == "screen" and not study.pruned else 0)
+    return ranked(found)
+
+
+def _one(args: dict[str, Any], layer: int, head: int | None, run: Run) -> dict[str, float]:
+    """What pruning does at this step. Raises LoomError where the layer's attention cannot be reached."""
+    pass_ = PrunePass(Pruning.owner, heads={layer: head})
+    pruned = evaluate(pass_, args)
+    run.passes[Pruning.owner] += 1
+    if not pass_.touched:
+        raise LoomError(f"layer {layer} could not be pruned: another node replaces its attention or skips it; leave it out with 'blocks', or set importance off.")
+    return changes(args["cond_denoised"], pruned, args["input"])

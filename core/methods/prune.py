@@ -1,0 +1,56 @@
+"""Pruning, for the Attention Inspector: heads of a marked extra pass lose what they attend to; the main pass stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import LoomError
+from ..guidance import ExtraPass
+from .base import Method
+from .softpag import head_mix
+
+if TYPE_CHECKING:
+    from ..call import AttentionCall
+    from ..weave import Draft
+
+PRUNE = {"mean": "mean", "identity": "identity"}
+"""The user's word -> the plan's target: every token reads the mean of all values, or its own value alone."""
+
+
+@dataclass
+class PrunePass(ExtraPass):
+    """heads: layer -> which are pruned; None: all of that layer."""
+
+    heads: dict[int, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pruning(Method):
+    """prune: a key of :data:`PRUNE`."""
+
+    owner: ClassVar[str] = "Attention Inspector, pruning"
+    reads: ClassVar[bool] = True
+
+    prune: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.prune not in PRUNE:
+            raise LoomError(f"prune '{self.prune}' was given; choose one of {', '.join(PRUNE)}.")
+
+    @property
+    def only_in(self) -> str:
+        """Its own passes."""
+        return self.owner
+
+    def wants(self, call: AttentionCall) -> bool:
+        """The pruned layer's attention over its own tokens."""
+        return isinstance(call.extra, PrunePass) and call.kind in ("self", "joint") and call.block.ordinal in call.extra.heads and call.q == call.k
+
+    def contribute(self, call: AttentionCall, draft: Draft) -> None:
+        """Stage 7, at full amount."""
+        assert isinstance(call.extra, PrunePass)
+        call.extra.touched.add(call.block)
+        head = call.extra.heads[call.block.ordinal]
+        amounts = tuple(1.0 if head in (None, h) else 0.0 for h in range(call.heads))
+        draft.mix(self.owner, head_mix(amounts, PRUNE[self.prune], "all", call.q, str(call.device)))

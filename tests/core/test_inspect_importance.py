@@ -1,0 +1,168 @@
+"""Importance by pruning: metrics in closed form, what is pruned against a hand-written override, and an image that stays what it is."""
+
+import json
+
+import host_inprocess
+import pytest
+import torch
+from attention_loom.core.attach import attach, record_of
+from attention_loom.core.errors import LoomError
+from attention_loom.core.families.base import number
+from attention_loom.core.inspect import prune as prune_module
+from attention_loom.core.inspect.gallery import Look, draw
+from attention_loom.core.inspect.importance import METRICS, by_head, changes, ranked
+from attention_loom.core.inspect.prune import MOST, Probes, install
+from attention_loom.core.inspect.study import Collection
+from attention_loom.core.inspect.summary import as_json, heads_text, text, top_heads
+from attention_loom.core.methods.inspector import Inspector
+from attention_loom.core.methods.prune import Pruning
+from attention_loom.core.schedule import BlockSelection
+
+# --- the metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_changes_in_closed_form():
+    g = torch.Generator().manual_seed(0)
+    d, x = torch.randn(2, 4, 8, 12, generator=g), torch.randn(2, 4, 8, 12, generator=g)
+    assert all(abs(v) < 1e-6 for v in changes(d, d, x).values())
+    twice = changes(d, 2 * d, torch.zeros_like(x))
+    assert twice["importance"] == pytest.approx(1.0)
+    assert twice["importance low"] == pytest.approx(1.0, rel=1e-5)
+    assert twice["importance high"] == pytest.approx(1.0, rel=1e-5)
+    assert twice["importance angle"] == pytest.approx(0.0, abs=1e-6), "noise of the same direction"
+    assert changes(d, -d, torch.zeros_like(x))["importance angle"] == pytest.approx(2.0)
+    flat, checks = torch.ones_like(d), (torch.arange(8)[:, None] + torch.arange(12)) % 2 * 2.0 - 1
+    low, high = changes(d, d + flat, x), changes(d, d + checks, x)
+    assert low["importance high"] < 1e-5 < low["importance low"]
+    assert high["importance low"] < 1e-5 < high["importance high"]
+    video = torch.randn(1, 4, 3, 8, 12, generator=g)
+    assert changes(video, 2 * video, video)["importance high"] == pytest.approx(1.0, rel=1e-5)
+
+
+def test_ranks_share_ties_and_means_skip_what_was_not_pruned():
+    found = ranked({(0, 0): {"importance": 1.0}, (0, 1): {"importance": 3.0}, (1, 0): {"importance": 1.0}, (1, 1): {"importance": 2.0}})
+    assert [found[at]["importance rank"] for at in found] == [pytest.approx(1 / 6), 1.0, pytest.approx(1 / 6), pytest.approx(2 / 3)]
+    assert ranked({(0, 0): {"importance": 1.0}})[0, 0]["importance rank"] == 0.0
+    one = dict.fromkeys(METRICS, 1.0)
+    means = by_head({0: {(2, 0): one}, 3: {(2, 0): dict.fromkeys(METRICS, 3.0), (2, 2): one}}, 2, 3)
+    assert means["importance"].tolist()[::2] == [2.0, 1.0]
+    assert means["importance"][1].isnan()
+    assert by_head({0: {(2, 0): one}}, 1, 3) == {}
+
+
+def test_evaluations_are_counted_before():
+    sd3 = tuple((b.ordinal, 24) for b in number({"double": 24}))
+    assert Probes(sd3, 3, "full").evaluations == 3 * 576
+    assert Probes(sd3, 3, "screen").evaluations == 24 + 3 * 6 * 24
+
+
+# --- on the host's models ---------------------------------------------------------------------------------------------------
+
+
+def inspect(name="flux", mode="full", prune="mean", percents=(0.0, 0.5), after=lambda m: m, how=None, latent=None, **sampling):
+    """(study, sampled latent, the tiny model, the patched one)"""
+    host_inprocess.import_host()
+    from tiny_models import sample, tiny
+
+    with torch.inference_mode():
+        model = tiny(name, latent=latent)
+        method = Inspector(percents=percents, into=Collection(), **how or {})
+        patched = after(install(attach(model.patcher, method), method, mode, prune))
+        out = sample(patched, model, **sampling)
+    return method.into.last, out, model, patched
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("name", "latent", "sampling"),
+    [("flux", (2, 16, 4, 6), {}), ("flux", None, {"cfg": 1.0, "sampler": "heun"}), ("sd3", None, {}), ("wan", None, {"sampler": "euler_ancestral"})],
+    ids=["flux-batch2", "flux-cfg1-heun", "sd3", "wan-ancestral"],
+)
+def test_the_image_is_bit_identical_and_every_head_is_pruned_once_per_step(name, latent, sampling):
+    from tiny_models import sample, tiny
+
+    study, out, model, patched = inspect(name, latent=latent, **sampling)
+    with torch.inference_mode():
+        assert torch.equal(out, sample(tiny(name).patcher, model, **sampling))
+    heads = {(p.layer, h) for p in study.places() for h in range(model.facts.heads)}
+    assert set(study.pruned) == {0, 1}
+    assert all(set(pruned) == heads for pruned in study.pruned.values())
+    assert study.evaluations == 2 * len(heads) == record_of(patched).last.passes[Pruning.owner]
+    for place in study.places():
+        for metric in METRICS:
+            values = study.mean(place).scalars[metric]
+            assert bool(values.isfinite().all())
+        assert (study.mean(place).scalars["importance"] > 0).all()
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("prune", ["mean", "identity"])
+def test_a_pruned_head_is_what_an_override_of_ones_own_makes(prune):
+    """FLUX: three calls per evaluation, head 1 of the second one replaced by hand."""
+    import comfy.samplers
+
+    seen = {}
+
+    def keep(model):
+        def by_hand(args):
+            if not seen:
+                count = iter(range(99))
+
+                def override(func, q, k, v, heads, *rest, **kw):
+                    out = func(q, k, v, heads, *rest, **kw).clone()
+                    if next(count) == 1:
+                        width = v.shape[-1]
+                        out[..., width : 2 * width] = v[:, 1] if prune == "identity" else v[:, 1].mean(1, keepdim=True)
+                    return out
+
+                options = dict(args["model_options"]) | {"transformer_options": {"optimized_attention_override": override}}
+                (pruned,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+                seen.update(changes(args["cond_denoised"], pruned, args["input"]))
+            return args["denoised"]
+
+        model.set_model_sampler_post_cfg_function(by_hand)
+        return model
+
+    study, *_ = inspect("flux", prune=prune, percents=(0.0,), after=keep)
+    assert set(seen) == {*METRICS} - {"importance rank"}
+    for metric, value in seen.items():
+        assert study.pruned[0][1, 1][metric] == pytest.approx(value, rel=1e-3, abs=1e-7), metric
+
+
+@pytest.mark.host
+def test_screening_prunes_heads_of_the_layers_that_matter_most(monkeypatch):
+    monkeypatch.setattr(prune_module, "LAYERS", 1)
+    study, *_ = inspect("flux", mode="screen")
+    assert sorted(study.layer_importance) == [0, 1, 2]
+    top = max(study.layer_importance, key=study.layer_importance.get)
+    assert [set(pruned) for pruned in study.pruned.values()] == [{(top, 0), (top, 1)}] * 2
+    assert study.evaluations == 3 + 2 * 2
+    assert [p.layer for p, _ in top_heads(study, "importance", 9)] == [top, top]
+
+
+@pytest.mark.host
+def test_blocks_limit_what_is_pruned_and_the_findings_reach_the_user():
+    study, *_ = inspect("flux", how={"blocks": BlockSelection.parse("1-2")})
+    heads = top_heads(study, "importance", 2)
+    assert {layer for layer, _ in study.pruned[0]} == {1, 2}
+    assert f"most: {heads_text(top_heads(study, 'importance', 5))}" in text(study, "importance", heads)
+    data = json.loads(as_json(study, "importance", "highest", heads))
+    assert data["importance"]["evaluations"] == 8
+    assert len(data["places"][0]["mean"]["importance"]) == 2
+    (picture,) = draw(study, "heads", Look("importance", "highest"), heads)
+    assert picture.width >= 640
+
+
+@pytest.mark.host
+def test_too_many_evaluations_need_a_second_word(monkeypatch):
+    host_inprocess.import_host()
+    from tiny_models import tiny
+
+    monkeypatch.setattr(prune_module, "MOST", 10)
+    method, model = Inspector(), tiny("flux")
+    with pytest.raises(LoomError, match=r"importance 'full' would evaluate the model 18 times \(6 heads at 3 steps\), more than 10; choose screen"):
+        install(attach(model.patcher, method), method, "full")
+    install(attach(model.patcher, method), method, "full", sure=True)
+    with pytest.raises(LoomError, match="prune 'zero' was given; choose one of mean, identity"):
+        install(model.patcher, method, "full", prune="zero", sure=True)
+    assert MOST == 5000
