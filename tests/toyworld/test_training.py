@@ -77,6 +77,37 @@ def test_clip_tower_equals_the_hosts_forward():
     assert (ours[0, :3] - ours[1, :3]).abs()[:2].max() < 1e-6  # causal: "a" after the start token cannot see what differs later
 
 
+@pytest.mark.parametrize("kind", ["T5Tower", "ClipTower"])
+def test_fresh_text_attention_sees_several_words(kind, monkeypatch):
+    from attention_loom.toyworld.training import text, words
+
+    torch.manual_seed(0)
+    tower = getattr(text, kind)()
+    shares, inner = [], text._attend
+
+    def attend(q, k, v, heads, mask=None, **more):
+        a, b = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k)) if q.ndim == 3 else (q, k)
+        logits = a[:, :, :20] @ b[:, :, :20].transpose(-1, -2) * a.shape[-1] ** -0.5
+        causal = 0 if kind == "T5Tower" else torch.full((20, 20), -1e9).triu(1)
+        shares.append(float((logits + causal).softmax(-1)[:, :, 10:].amax(-1).mean()))
+        return inner(q, k, v, heads, mask, **more)
+
+    monkeypatch.setattr(text, "_attend", attend)
+    with torch.no_grad():
+        tower(words.rows_tensor(CAPTIONS[:1], tower.kind))
+    assert len(shares) == 2 and max(shares) < 0.5, "a query that sees one key has no gradient towards the others"
+
+
+def test_muon_trains_no_queries_and_keys_that_lack_a_norm():
+    from attention_loom.toyworld.training import text
+    from attention_loom.toyworld.training.loop import orthogonal
+
+    matrix = torch.zeros(64, 64)
+    assert not any(orthogonal(name, p) for name, p in text.T5Tower().named_parameters() if name.endswith(("Attention.q.weight", "Attention.k.weight")))
+    assert not orthogonal("model.input_blocks.1.1.transformer_blocks.0.attn2.to_q.weight", matrix)
+    assert orthogonal("model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.weight", matrix) and orthogonal("model.blocks.0.self_attn.q.weight", matrix)
+
+
 def test_noise_levels():
     from attention_loom.toyworld.training import loop, wan
 

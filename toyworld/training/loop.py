@@ -14,6 +14,7 @@ from torch import Tensor, nn
 WARM_UP, DECAY = 100, 0.3
 EMA = 0.998
 SAVE_SECONDS = 240
+BARE = (".to_q.weight", ".to_k.weight", "SelfAttention.q.weight", "SelfAttention.k.weight")
 
 
 def times(count: int, shift: float, generator: torch.Generator, width: float = 1.2, shuffled: bool = True) -> Tensor:
@@ -37,6 +38,15 @@ def amp(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def orthogonal(name: str, p: Tensor) -> bool:
+    """Whether Muon trains a parameter: matrices and kernels of the blocks.
+
+    Not the queries and keys of U-Nets and text encoders, which no norm follows: Muon's steps have one size whatever the gradient, so they grow
+    without end, and after a thousand steps every query sees one key for ever.
+    """
+    return "block" in name and p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and "bias" not in name and not name.endswith(BARE)
+
+
 class Trainer:
     """A task with its optimisers, running average and random state: everything that a resume file holds."""
 
@@ -44,7 +54,7 @@ class Trainer:
         self.task, self.rates = task.to(device), task.rates
         muon, adam = self.rates
         self.live = [p for p in task.parameters() if p.requires_grad]
-        matrix = {id(p) for name, p in task.named_parameters() if "block" in name and p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and "bias" not in name}
+        matrix = {id(p) for name, p in task.named_parameters() if orthogonal(name, p)}
         self.matrices = [p for p in self.live if id(p) in matrix]
         self.others = [p for p in self.live if id(p) not in matrix]
         # Muon wants two axes; a kernel is seen as [out, in * window], in the same memory.

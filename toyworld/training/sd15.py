@@ -4,8 +4,7 @@ Sixteen latent channels instead of four, so that the U-Net shares the exact late
 4 x 4 at 128 pixels, the text has the usual 77 tokens.
 
 It predicts the velocity (Salimans & Ho 2022, arXiv 2202.00512), as SD2.1 does, not the noise. Where there is much noise and the text decides what will
-be where, the picture is a few percent of the noise to be predicted: a U-Net of this size, in bfloat16, passed it on too coarsely and did not
-learn places and shapes (3000 steps).
+be where, the picture is a few percent of the noise to be predicted: a U-Net of this size, in bfloat16, passes it on too coarsely.
 """
 
 import json
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ..host import load_host
 from ..scenes import Mix
 from . import encoders, pools, text, words
-from .loop import amp
+from .loop import amp, times
 
 SIZES = dict(
     image_size=32, in_channels=16, out_channels=16, model_channels=64, num_res_blocks=[1, 1, 1], channel_mult=(1, 2, 2), context_dim=text.CLIP["hidden_size"],
@@ -26,6 +25,7 @@ SIZES = dict(
     transformer_depth_output=[1] * 6, transformer_depth_middle=1, legacy=False, adm_in_channels=None,
 )  # fmt: skip
 MIX = Mix(two=0.1, three=0.03, textured=0.35, grounded=0.3)
+SHIFT = 3.0
 EMPTY_PROMPT = 0.1
 BATCH = 24
 
@@ -63,7 +63,7 @@ class SD15(nn.Module):
         return pools.make(count, seed, "clip", False, MIX)
 
     def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
-        """Error of the predicted velocity on a random batch, at uniform timesteps of SD1.5's own schedule."""
+        """Error of the predicted velocity on a random batch."""
         chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
         with amp(self.alpha.device):
             return (self.error(pool, chosen, generator) * pools.emphasis(pool, chosen, step, steps).to(self.alpha.device)).mean()
@@ -73,13 +73,21 @@ class SD15(nn.Module):
         device = self.alpha.device
         clean, rows = pool.latents[chosen].float().to(device), pool.rows[chosen].clone()
         rows[torch.rand(len(chosen), generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "clip")[0]
-        share = (torch.randperm(len(chosen), generator=generator) + torch.rand(len(chosen), generator=generator)) / len(chosen)
-        t = (share * len(self.alpha)).long().to(device)
+        t = self.timesteps(len(chosen), generator)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         alpha = self.alpha[t].view(-1, 1, 1, 1)
         signal, level = alpha.sqrt(), (1 - alpha).sqrt()
         guess = self._forward[0](signal * clean + level * noise, t.float(), context=self.text(rows.to(device)), transformer_options=options or {})
         return (guess.float() - (signal * noise - level * clean)) ** 2
+
+    def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Steps [count] of SD1.5's own schedule whose ratios of noise to signal are those of the flow models' levels.
+
+        Uniform steps would show the levels at which the text decides what will be where in one picture of seven.
+        """
+        level = times(count, SHIFT, generator).to(self.alpha.device)
+        ratio = ((1 - self.alpha) / self.alpha).sqrt()
+        return torch.bucketize(level / (1 - level), ratio).clamp(max=len(ratio) - 1)
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
         """Write model and text encoder; `comfy_node` loads both."""

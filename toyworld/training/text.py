@@ -35,6 +35,8 @@ class T5Tower(nn.Module):
                 nn.init.ones_(weight)
             elif "relative_attention_bias" in name:
                 nn.init.normal_(weight, std=0.5)
+            elif name.endswith("SelfAttention.q.weight"):
+                nn.init.normal_(weight, std=(T5["d_model"] * T5["d_kv"]) ** -0.5)  # T5 does not divide its logits by sqrt(d)
             elif name == "shared.weight":
                 nn.init.normal_(weight)
             else:
