@@ -154,6 +154,15 @@ def test_blocks_limit_what_is_pruned_and_the_findings_reach_the_user():
 
 
 @pytest.mark.host
+def test_a_unet_is_pruned_in_its_self_attention_alone():
+    study, *_ = inspect("sd15", percents=(0.0,), how={"blocks": BlockSelection.parse("m0")})
+    (place,) = study.places()
+    assert set(study.pruned[0]) == {(place.layer, h) for h in range(8)}
+    assert (study.mean(place).scalars["importance"] > 0).all()
+    assert "importance" not in study.mean(study.places(cross=True)[0]).scalars
+
+
+@pytest.mark.host
 def test_too_many_evaluations_need_a_second_word(monkeypatch):
     host_inprocess.import_host()
     from tiny_models import tiny
