@@ -463,22 +463,26 @@ def keep_background_sd15() -> Recipe:
     return Recipe("keep_background_sd15", {load: (0, 0), text: (1, 0), ours: (2, 0), seen: (3, 0)}, nodes, note)
 
 
+SCENES = "a large red circle and a small blue square on a grey background\na green triangle on a black background\na striped yellow square and a white circle on a blue background"
+
+
 def find_heads_toy() -> Recipe:
     """Heads of the toy world's SD3 model that make a picture more colourful, searched, then used."""
     load, text, search, stock, ours = "Toy world model", "Prompt and size", "Search", "Stock", "Head Guidance"
     nodes = {
-        "model": Node("UNETLoader", {"unet_name": "scenes_sd3.safetensors", "weight_dtype": "default"}, load),
+        "unet": Node("UNETLoader", {"unet_name": "scenes_sd3.safetensors", "weight_dtype": "default"}, load),
+        "model": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
         "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd3_text.safetensors"}, load),
         "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
-        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a large red circle and a blue square"}, text, "Prompt"),
+        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a large red circle and a small blue square on a grey background"}, text, "Prompt"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
-        "latent": Node("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}, text),
+        "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, text),
         "scorer": Node("LoomPictureScorer", {"measure": "colourfulness", "weight": 1.0}, search),
         "hunter": Node(
             "LoomHeadHunter",
             {
                 "model": link("model"), "positive": link("positive"), "vae": link("vae"), "latent": link("latent"), "clip": link("clip"), "scorer": link("scorer"),
-                "prompts": "a large red circle and a blue square\na small green triangle\na yellow square", "name": "toy colourful", "per_round": 2, "pairs": 3, "steps": 8, "keep_layers": 1.0,
+                "prompts": SCENES, "name": "toy colourful", "per_round": 2, "pairs": 3, "steps": 8, "keep_layers": 1.0,
             },
             search,
         ),
