@@ -45,9 +45,10 @@ def plain(count: int) -> list[tuple[str, int]]:
 
 def elsewhere(shot: Shot) -> str:
     """The caption with another ground: what the model is told. The ground asked for is known from the reference alone."""
-    caption, names = Caption.parse(shot.caption), list(GROUNDS)
-    other = names[(names.index(caption.ground.colour) + 1 + shot.seed % (len(names) - 1)) % len(names)]
-    return str(replace(caption, ground=Ground(other)))
+    caption = Caption.parse(shot.caption)
+    taken = {caption.ground.colour, *(thing.colour for thing in caption.things)}
+    others = [name for name in GROUNDS if name not in taken]
+    return str(replace(caption, ground=Ground(others[shot.seed % len(others)])))
 
 
 def told(shot: Shot) -> Graph:
