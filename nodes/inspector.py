@@ -156,7 +156,7 @@ class LoomInspectorPictures(io.ComfyNode):
                 io.Combo.Input("sort", options=list(SORT), default=SORT[0], optional=True, tooltip="Order of the heads within a line of the heat map."),
                 io.Combo.Input("normalise", options=list(NORMALISE), default=NORMALISE[0], optional=True,
                                tooltip="What the colours of the heat map span: the whole picture, each layer by itself, or always 0 to 1 (to compare pictures)."),
-                io.Combo.Input("colour_map", options=list(COLOUR_MAPS), default=COLOUR_MAPS[0], optional=True, tooltip="Colours of the maps."),
+                io.Combo.Input("colour_map", options=list(COLOUR_MAPS), default=COLOUR_MAPS[0], optional=True, tooltip="Colours of heat maps and patterns."),
                 ),
             ],
             outputs=[
