@@ -33,7 +33,7 @@ class PictureVAE(nn.Module):
     """
 
     name = "scenes_picture_vae"
-    rates = (0.01, 2e-3)
+    rates = (0.004, 1e-3)
     stages = ((0.4, 16), (1.0, 6))  # share of the steps by which it ends, crops
 
     def __init__(self, seed: int, compiled: bool):
