@@ -1,0 +1,71 @@
+"""What a workflow recipe is made of, and the branches that several share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Node:
+    """One node: class, inputs ([id, slot] lists are links), group it stands in, title if not the class's own."""
+
+    kind: str
+    inputs: dict[str, Any]
+    group: str
+    title: str = ""
+    models: list[dict[str, str]] = field(default_factory=list)
+    width: int = 0
+
+
+@dataclass
+class Recipe:
+    """One workflow. groups: title -> column; nodes by id; note: Markdown shown beside the graph."""
+
+    name: str
+    groups: dict[str, tuple[int, int]]
+    nodes: dict[str, Node]
+    note: str
+
+
+def link(node: str, slot: int = 0) -> list[Any]:
+    """A connection from an output slot."""
+    return [node, slot]
+
+
+def sampler(model: str, latent: str, group: str, title: str, steps: int, cfg: float, sampler: str = "euler") -> Node:
+    """A KSampler with the nodes "positive" and "negative"."""
+    return Node(
+        "KSampler",
+        {
+            "model": link(model), "positive": link("positive"), "negative": link("negative"), "latent_image": link(latent),
+            "seed": 7, "steps": steps, "cfg": cfg, "sampler_name": sampler, "scheduler": "simple", "denoise": 1.0,
+        },
+        group,
+        title,
+    )  # fmt: skip
+
+
+def toy_branch(nodes: dict[str, Node], key: str, group: str, model: str, latent: str, title: str) -> None:
+    """Sample, decode and save a clip of the toy model, as nodes whose names begin with ``key``."""
+    nodes[f"{key}_sampler"] = sampler(model, latent, group, title, steps=16, cfg=3.0)
+    nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("vae")}, group)
+    nodes[f"{key}_save"] = Node(
+        "SaveAnimatedWEBP",
+        {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}", "fps": 8.0, "lossless": True, "quality": 80, "method": "default"},
+        group,
+    )
+
+
+SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
+SD15_FILE = {"name": SD15, "url": f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}", "directory": "checkpoints"}
+
+
+SD15_FILE = {"name": SD15, "url": f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}", "directory": "checkpoints"}
+
+
+def picture_branch(nodes: dict[str, Node], key: str, group: str, model: str, title: str) -> None:
+    """Sample, decode and save pictures of a checkpoint, as nodes whose names begin with ``key``."""
+    nodes[f"{key}_sampler"] = sampler(model, "latent", group, title, steps=25, cfg=7.0, sampler="dpmpp_2m")
+    nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("checkpoint", 2)}, group)
+    nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
