@@ -109,7 +109,7 @@ def _ui_node(number: int, node: Node, definition: dict[str, Any]) -> dict[str, A
         if _is_widget(spec):
             values.append(node.inputs.get(name, _default(spec)))
             options = spec[1] if len(spec) > 1 else {}
-            if options.get("control_after_generate") or (name in ("seed", "noise_seed") and spec[0] == "INT"):
+            if options.get("control_after_generate", name in ("seed", "noise_seed") and spec[0] == "INT"):
                 values.append("fixed")  # the hidden companion of a seed; without it later widgets shift by one
         else:
             sockets.append({"name": name, "type": spec[0], "link": None})

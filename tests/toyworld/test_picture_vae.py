@@ -95,6 +95,7 @@ def test_round_trip_of_pictures():
     assert sum(_psnr(a, b) for a, b in zip(decoded, pictures)) / len(pictures) >= BAR
 
 
+@pytest.mark.skipif(not (host.CHECKPOINTS / "scenes_wan_vae.safetensors").is_file(), reason="scenes_wan_vae is not committed yet")
 def test_round_trip_of_clips():
     vae = _load(host.CHECKPOINTS / "scenes_wan_vae.safetensors")
     rng = random.Random(10_000)

@@ -310,7 +310,10 @@ def test_an_animation_runs_to_the_longest_clip(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "ultravico", "telepathy"], "no method or row called 'telepathy'; methods: pictures, riflex, sparse, ultravico"),
+        (
+            ["--only", "ultravico", "telepathy"],
+            "no method or row called 'telepathy'; methods: astar, entropy_scale, gradsam, pictures, riflex, softpag, spacetime, sparse, ultravico",
+        ),
         (["--seeds", "many"], "SEEDS 'many' was given; it is a whole number from 2 on."),
         (["--seeds", "1"], "SEEDS '1' was given"),
         (["--seeds", "-4"], "SEEDS '-4' was given"),
