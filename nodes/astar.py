@@ -48,7 +48,7 @@ class LoomAStar(io.ComfyNode):
             category=common.category("image"),
             description=(
                 "For prompts with two to five things of which one gets lost or two melt together: before each step the latent is moved so that "
-                "the named things hold places of their own in the picture, and keep them. Takes about two and a half times as long. Gives the "
+                "the named things hold places of their own in the picture, and keep them. Each step takes a forward and a backward pass more. Gives the "
                 "model and the positive prompt it works on. (A-STAR, arXiv 2306.14544)"
             ),
             inputs=[

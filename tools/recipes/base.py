@@ -61,11 +61,18 @@ SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
 SD15_FILE = {"name": SD15, "url": f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}", "directory": "checkpoints"}
 
 
-SD15_FILE = {"name": SD15, "url": f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}", "directory": "checkpoints"}
-
-
 def picture_branch(nodes: dict[str, Node], key: str, group: str, model: str, title: str) -> None:
     """Sample, decode and save pictures of a checkpoint, as nodes whose names begin with ``key``."""
     nodes[f"{key}_sampler"] = sampler(model, "latent", group, title, steps=25, cfg=7.0, sampler="dpmpp_2m")
     nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("checkpoint", 2)}, group)
     nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+
+
+def sd15(prompt: str, load: str, text: str, batch: int = 1) -> dict[str, Node]:
+    """SD 1.5 with a prompt, an empty negative one and a latent of 512 x 512; ``load`` and ``text`` are groups."""
+    return {
+        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
+        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": prompt}, text, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
+        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": batch}, text),
+    }

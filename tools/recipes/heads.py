@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, toy_branch
+from .base import SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, sd15, toy_branch
 
 FLUX = "flux1-dev-fp8.safetensors"
 
@@ -14,10 +14,7 @@ def head_guidance_sd15() -> Recipe:
     """One prompt with CFG alone, with the host's perturbed-attention guidance, and with weakened heads at half its strength."""
     load, text, stock, host, ours = "Model", "Prompt", "CFG alone", "CFG and PAG", "CFG and Head Guidance"
     nodes = {
-        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
-        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "a photo of an old bicycle leaning on a stone wall, ivy, morning light"}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
-        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 4}, text),
+        **sd15("a photo of an old bicycle leaning on a stone wall, ivy, morning light", load, text, batch=4),
         "pag": Node("PerturbedAttentionGuidance", {"model": link("checkpoint"), "scale": 3.0}, host),
         "heads": Node("LoomSoftPAG", {"model": link("checkpoint"), "preset": "auto", "scale": 3.0, "u": 0.5}, ours),
     }
@@ -116,10 +113,7 @@ def inspect_attention_sd15() -> Recipe:
     load, text, sample, look = "Model", "Prompt", "Inspect and sample", "Pictures"
     prompt = "a corgi with a red scarf sitting beside a blue bicycle"
     nodes = {
-        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
-        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": prompt}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
-        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}, text),
+        **sd15(prompt, load, text),
         "inspector": Node(
             "LoomInspector",
             {
@@ -198,10 +192,7 @@ def find_heads_sd15() -> Recipe:
     """Heads of SD 1.5 whose weakening makes pictures look like one of yours, searched on three prompts."""
     load, text, search, stock, ours = "Model", "Prompt", "Search", "CFG alone", "CFG and the heads found"
     nodes = {
-        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
-        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "a lighthouse on a cliff, evening"}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
-        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}, text),
+        **sd15("a lighthouse on a cliff, evening", load, text),
         "reference": Node("LoadImage", {"image": "example.png"}, search, "A picture whose look you want"),
         "scorer": Node("LoomPictureScorer", {"measure": "reference look", "weight": 1.0, "reference": link("reference")}, search),
         "hunter": Node(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import SD15, SD15_FILE, Node, Recipe, link, picture_branch
+from .base import SD15, SD15_FILE, Node, Recipe, link, picture_branch, sd15
 
 
 def any_size_sd15() -> Recipe:
@@ -32,10 +32,7 @@ def place_subjects_sd15() -> Recipe:
     """Two subjects with their own descriptions in their own places, stock and with space-time attention."""
     load, text, stock, ours = "Model", "Prompt", "Stock", "Place Subjects"
     nodes = {
-        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
-        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": "a red fox and a snowy owl in a winter forest"}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
-        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 4}, text),
+        **sd15("a red fox and a snowy owl in a winter forest", load, text, batch=4),
         "place": Node(
             "LoomSpaceTime",
             {"model": link("checkpoint"), "clip": link("checkpoint", 1), "regions": "a red fox @ left\na snowy owl @ right", "strength": 1.0},
@@ -61,10 +58,7 @@ def keep_subjects_sd15() -> Recipe:
     load, text, stock, ours = "Model", "Prompt", "Stock", "Keep Every Subject"
     prompt = "a cat and a frog sitting in a garden"
     nodes = {
-        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": SD15}, load, models=[SD15_FILE]),
-        "positive": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": prompt}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
-        "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}, text),
+        **sd15(prompt, load, text),
         "keep": Node("LoomAStar", {"model": link("checkpoint"), "clip": link("checkpoint", 1), "prompt": prompt, "concepts": "cat\nfrog", "strength": 1.0}, ours),
     }
     picture_branch(nodes, "keep_stock", stock, "checkpoint", "Stock")
@@ -75,7 +69,7 @@ def keep_subjects_sd15() -> Recipe:
         "# Keep every subject (SD 1.5)\n\n"
         "One prompt and seed, stock and with **Keep Every Subject (A-STAR)**. Write the prompt into the node and below it the things to keep, one per line, in "
         "words of the prompt; connect its output *positive* to the sampler.\n\n"
-        "- Takes about two and a half times as long.\n"
+        "- Each step takes a forward and a backward pass more.\n"
         "- Still one thing missing: *repeats* 2 to 5. Picture torn: lower *strength*.\n"
         "- *loss* attend_excite is the older method, to compare."
     )
