@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import latent, signature
-from .call import AttentionCall, Block, Seen
+from .call import QUEUE, AttentionCall, Block, Seen
 from .errors import LoomError
 from .extra_pass import guide
 from .families import family_of
@@ -344,6 +344,7 @@ class _Woven:
             extra=self.extra,
             project=self.family.text_reader(self.diffusion, place.block, turn) if place.kind == "cross" else None,
             seen=Seen(sig.q, sig.k, sig.v, sig.mask, sig.scale, sig.dense(self.previous)),
+            queue=sig.options.get(QUEUE),
         )
 
     def _execute(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:

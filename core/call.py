@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Project = Callable[[Tensor], tuple[Tensor, Tensor]]
 Kind = Literal["self", "cross", "joint", "other"]
 SpanKind = Literal["text", "image", "video", "reference", "other"]
+QUEUE = "loom_queue"
+"""Key in transformer_options under which the sampler of an endless clip says which of its windows a model call runs on."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class AttentionCall:
     extra: the extra pass of a guidance method, None in the main one.
     project: keys and values [1, M, C] that this cross-attention makes of another text [1, M, width], None elsewhere.
     seen: the call's own tensors, for methods whose factors depend on them.
+    queue: the window of an endless clip's queue this call runs on, None elsewhere.
     """
 
     family: str
@@ -172,6 +175,24 @@ class AttentionCall:
     extra: ExtraPass | None = field(default=None, compare=False, repr=False)
     project: Project | None = field(default=None, compare=False, repr=False)
     seen: Seen | None = field(default=None, compare=False, repr=False)
+    queue: QueueWindow | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class QueueWindow:
+    """One model call of an endless clip, whose frames stand at different noise levels.
+
+    number: of the window, 0 at the clean end, of ``count``; frames: absolute latent frames of the finished clip; iteration: one per
+    frame that leaves; lap: changes when the window has new content throughout, so what was learned of the old one is stale.
+    notes: what a method writes down in this call and reads later in it.
+    """
+
+    number: int
+    count: int
+    frames: tuple[int, ...]
+    iteration: int
+    lap: int
+    notes: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from ..schedule import BlockSelection
 from .base import Method
 
 if TYPE_CHECKING:
-    from ..call import AttentionCall, Geometry, TokenLayout
+    from ..call import AttentionCall, Geometry, QueueWindow, TokenLayout
     from ..families.base import Family
     from ..report import Run
     from ..weave import Draft
@@ -120,13 +120,23 @@ UNUSED = 2
 
 @dataclass
 class Memory:
-    """What a pattern remembers of one conditioning in one block, by context window; freed with the run."""
+    """What a pattern remembers of one conditioning in one block, by context window; freed with the run.
+
+    The windows of an endless clip's queue move with every frame: they are told apart by their conditionings, and what was learned
+    is dropped when a window's content has been replaced once.
+    """
 
     states: dict[tuple[int, ...] | None, dict[Any, Any]] = field(default_factory=dict)
     seen: dict[tuple[int, ...] | None, float] = field(default_factory=dict)
+    lap: int | None = None
 
-    def state(self, frames: tuple[int, ...] | None, progress: float, steps: int) -> dict[Any, Any]:
+    def state(self, frames: tuple[int, ...] | None, progress: float, steps: int, queue: QueueWindow | None = None) -> dict[Any, Any]:
         """Of the window with these latent ``frames``, made on first use."""
+        if queue is not None:
+            if queue.lap != self.lap:
+                self.states.clear()
+                self.lap = queue.lap
+            return self.states.setdefault(None, {})
         self.seen[frames] = progress
         if steps:
             for old in [f for f, at in self.seen.items() if at < progress - (UNUSED + 0.5) / steps]:
@@ -155,4 +165,4 @@ def parts(call: AttentionCall, pattern: Pattern) -> tuple[tuple[int, dict[Any, A
     who = call.uuids if len(call.uuids) == chunks else call.rows if len(call.rows) == chunks else (None,)
     rows = call.batch // chunks
     key = (pattern.label, call.block, call.kind, call.turn, call.replaced, call.q, call.heads, call.width, rows, str(call.device))
-    return tuple((rows, run.kept(("sparse", w, *key), Memory).state(call.frames, call.progress, call.steps)) for w in who)
+    return tuple((rows, run.kept(("sparse", w, *key), Memory).state(call.frames, call.progress, call.steps, call.queue)) for w in who)
