@@ -22,7 +22,7 @@ from .call import QUEUE, AttentionCall, Block, Seen
 from .errors import LoomError
 from .extra_pass import guide
 from .families import family_of
-from .families.base import Family, Laid, Mark, Place, RopeAxis, Unclear, running
+from .families.base import Family, Laid, Mark, Place, RopeAxis, RopePlane, Unclear, running
 from .guidance import EXTRA, ExtraPass
 from .methods.base import Method
 from .methods.extra import GuidanceMethod
@@ -201,6 +201,7 @@ def _apply_model(
         _progress(given, sigma),
         _steps(given),
         _rope(family, base.diffusion_model, extra, run),
+        _plane(family, base.diffusion_model, given, run),
         given.get(OVERRIDE),
         _replaced(given),
         pass_,
@@ -241,6 +242,11 @@ def _rope(family: Family, diffusion: Any, extra: dict[str, Any], run: Run) -> Ro
     return run.state[key]
 
 
+def _plane(family: Family, diffusion: Any, options: dict[str, Any], run: Run) -> RopePlane | None:
+    """The rotary axes of the picture plane, built once per run and stretch."""
+    return run.kept(("plane", str(options.get("rope_options"))), lambda: family.plane(diffusion, options))
+
+
 class _Woven:
     """The override of one model call."""
 
@@ -254,13 +260,14 @@ class _Woven:
         progress: float,
         steps: int,
         rope: RopeAxis | None,
+        plane: RopePlane | None,
         previous: Callable[..., Tensor] | None,
         replaced: tuple[str, ...] = (),
         extra: ExtraPass | None = None,
         diffusion: Any = None,
     ) -> None:
         self.methods, self.family, self.geometry, self.run = methods, family, geometry, run
-        self.sigma, self.progress, self.steps, self.rope, self.previous = sigma, progress, steps, rope, previous
+        self.sigma, self.progress, self.steps, self.rope, self.plane, self.previous = sigma, progress, steps, rope, plane, previous
         self.replaced, self.extra, self.diffusion = replaced, extra, diffusion
         self.turns: Counter[tuple[Block, str]] = Counter()
 
@@ -337,6 +344,7 @@ class _Woven:
             frames=None if window is None else tuple(window.index_list),
             uuids=tuple(sig.options.get("uuids", ())),
             rope=self.rope,
+            plane=self.plane,
             steps=self.steps,
             turn=turn,
             replaced=self.replaced,

@@ -147,6 +147,7 @@ class AttentionCall:
     how many calls of this block and kind came before it in the same model call (VACE: one for each control video). replaced: the
     blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
     extra: the extra pass of a guidance method, None in the main one.
+    rope, plane: the temporal and the spatial rotary axes, as the family adapter reads them.
     project: keys and values [1, M, C] that this cross-attention makes of another text [1, M, width], None elsewhere.
     seen: the call's own tensors, for methods whose factors depend on them.
     queue: the window of an endless clip's queue this call runs on, None elsewhere.
@@ -168,6 +169,7 @@ class AttentionCall:
     frames: tuple[int, ...] | None = None
     uuids: tuple[object, ...] = ()
     rope: object | None = None
+    plane: object | None = None
     steps: int = 0
     turn: int = 0
     replaced: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ that does not depend on the order of the nodes, or raises a :class:`ConflictErro
 =====  =================  =====================================================================
 stage  part               when two methods contribute
 =====  =================  =====================================================================
-2      rotation           one writer per token
+2      rotation           one writer per token and rotary axis
 3      modulation         factors multiply; sign-conditional and plain do not mix
 4      key bias           added
 5      admitted pairs     labels intersected; a query that may read nothing is an error; one sparse pattern per call
@@ -207,15 +207,16 @@ def weave(methods: Iterable[Method], call: AttentionCall, active: Callable[[Meth
 
 
 def _rotation(parts: list[tuple[str, Rotation]]) -> Rotation | None:
-    """Different tokens may be moved by different methods; the same token by one only."""
+    """Different tokens may be moved by different methods, and the same token along different axes: rotations of other channels commute."""
     if len(parts) <= 1:
         return parts[0][1] if parts else None
     for i, (owner_a, a) in enumerate(parts):
         for owner_b, b in parts[i + 1 :]:
             if a.pairing != b.pairing:
                 raise ConflictError(owner_a, owner_b, "they pair rotary channels differently", "This is a defect of a family adapter; please report it.")
+            turned = bool((_turned(a.freqs) & _turned(b.freqs)).any())
             both = _moves(a.delta_k, a.freqs) & _moves(b.delta_k, b.freqs)
-            if bool((both).any()):
+            if turned and bool(both.any()):
                 raise ConflictError(
                     owner_a, owner_b, f"both move the position of {int(both.sum())} tokens", "Keep one of them, or let them act on different blocks or percent windows."
                 )
@@ -226,6 +227,11 @@ def _rotation(parts: list[tuple[str, Rotation]]) -> Rotation | None:
         freqs=torch.cat([r.freqs.expand(-1, heads, -1) for _, r in parts], 0),
         pairing=parts[0][1].pairing,
     )
+
+
+def _turned(freqs: Tensor) -> Tensor:
+    """bool [H|1, D/2]: channel pairs that are turned at all."""
+    return freqs.abs().amax(0) > 0
 
 
 def _moves(delta: Tensor, freqs: Tensor) -> Tensor:

@@ -83,6 +83,18 @@ class RopeAxis:
     times: Callable[[int], Tensor] = field(default=lambda frames: torch.arange(frames, dtype=torch.float64))
 
 
+@dataclass(frozen=True, eq=False)
+class RopePlane:
+    """The two axes of a rotary embedding that lie in the picture.
+
+    freqs fp64 [2, H|1, D/2]: radians per token downwards and to the right, 0 where an axis does not turn a channel pair; pairing
+    as in :class:`kernels.plan.Rotation`.
+    """
+
+    freqs: Tensor
+    pairing: Literal["interleaved", "halves"] = "interleaved"
+
+
 class Family(ABC):
     """Base of all adapters."""
 
@@ -146,6 +158,14 @@ class Family(ABC):
         rate; without them the host's default rate holds.
         """
         return None
+
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
+        """The rotary axes of a video's picture plane, or None. options: the transformer options of the model call."""
+        return None
+
+    def stride(self, model: Any) -> int:
+        """Frames of the clip for each latent frame but the first, for video families."""
+        return 4
 
 
 # --- helpers the adapters share -------------------------------------------------------------------------------------

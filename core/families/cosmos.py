@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopeAxis, grid_span, inside, layout, length, mark_forward, number, self_then_cross, tokens
+from ..call import Block, Project, Span
+from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, layout, length, mark_forward, number, self_then_cross, tokens
 
 
 class Cosmos(Family):
@@ -40,6 +40,20 @@ class Cosmos(Family):
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         return self_then_cross(inside(options), geometry)
 
+    def text_width(self, model: Any) -> int | None:
+        return model.blocks[0].cross_attn.k_proj.in_features if predict2(model) else None
+
+    def text_reader(self, model: Any, block: Block, turn: int) -> Project | None:
+        if not predict2(model):
+            return None
+        layer = model.blocks[block.index].cross_attn
+
+        def project(text: Tensor) -> tuple[Tensor, Tensor]:
+            k = layer.k_norm(layer.k_proj(text).unflatten(-1, (layer.n_heads, -1)))
+            return k.flatten(2), layer.v_proj(text)
+
+        return project
+
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis:
         """Channel pairs lie half a width apart, in the order time, height, width."""
         embedder = model.pos_embedder
@@ -52,3 +66,21 @@ class Cosmos(Family):
         pair_of = torch.full((1, n + 2 * len(embedder.dim_spatial_range)), -1)
         pair_of[0, :n] = torch.arange(n)
         return RopeAxis(per_frame, pair_of, pairing="halves")
+
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane:
+        embedder = model.pos_embedder
+        spread, n = embedder.dim_spatial_range.detach().cpu().double(), len(embedder.dim_temporal_range)
+        freqs = torch.zeros(2, 1, n + 2 * len(spread), dtype=torch.float64)
+        for axis, factor in enumerate((embedder.h_ntk_factor, embedder.w_ntk_factor)):
+            first = n + axis * len(spread)
+            freqs[axis, 0, first : first + len(spread)] = (10000.0 * factor) ** -spread
+        return RopePlane(freqs, pairing="halves")
+
+    def stride(self, model: Any) -> int:
+        """Cosmos 1 packs eight frames, Predict2 uses Wan's VAE."""
+        return 4 if predict2(model) else 8
+
+
+def predict2(model: Any) -> bool:
+    """Whether a model is of Cosmos Predict2's class, whose blocks are a list."""
+    return type(model).__name__ != "GeneralDIT" and hasattr(model.blocks[0], "cross_attn")

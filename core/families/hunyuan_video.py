@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..call import Block, Span
-from .base import Family, Laid, Place, RopeAxis, elsewhere, grid_span, inside, joint, layout, length, mark_dit, mark_outside, number, tokens
-from .wan import first_axis
+from .base import Family, Laid, Place, RopeAxis, RopePlane, elsewhere, grid_span, inside, joint, layout, length, mark_dit, mark_outside, number, tokens
+from .wan import first_axis, last_axes
 
 
 class HunyuanVideo(Family):
@@ -61,3 +61,6 @@ class HunyuanVideo(Family):
 
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
         return first_axis(model.pe_embedder) if len(model.patch_size) == 3 else None
+
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
+        return last_axes(model.pe_embedder) if len(model.patch_size) == 3 else None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..call import Block, Project, Span
-from .base import Family, Laid, Place, RopeAxis, grid_span, inside, layout, length, mark_dit, mark_forward, number, self_then_cross, tokens
+from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, layout, length, mark_dit, mark_forward, number, self_then_cross, tokens
 
 
 class Wan(Family):
@@ -81,18 +81,40 @@ class Wan(Family):
         # the host numbers reference frame, video and appended frames through
         return None if axis is None else replace(axis, references_in_line=True)
 
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
+        """The host lets other nodes stretch both axes."""
+        stretch = options.get("rope_options") or {}
+        return last_axes(model.rope_embedder, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
+
 
 def first_axis(embedder: Any) -> RopeAxis | None:
     """The temporal axis of the host's multi-axis embedder: the first of ``axes_dim``, frequencies ``theta^(-i/n)``.
 
-    Another pack may have put a module of its own around the embedder; one level of that is looked through. None if the
-    frequencies cannot be read.
+    None if the frequencies cannot be read.
     """
-    around = [embedder, *vars(embedder).values(), *getattr(embedder, "_modules", {}).values()]
-    found = next((x for x in around if hasattr(x, "axes_dim") and hasattr(x, "theta")), None)
+    found = _readable(embedder)
     if found is None:
         return None
     n = found.axes_dim[0] // 2
     pair_of = torch.full((1, sum(found.axes_dim) // 2), -1)
     pair_of[0, :n] = torch.arange(n)
     return RopeAxis(float(found.theta) ** (-torch.arange(n, dtype=torch.float64) / n), pair_of)
+
+
+def last_axes(embedder: Any, scale_y: float = 1.0, scale_x: float = 1.0) -> RopePlane | None:
+    """Height and width in the host's multi-axis embedder, the second and third of ``axes_dim``; None if they cannot be read."""
+    found = _readable(embedder)
+    if found is None or len(found.axes_dim) != 3:
+        return None
+    freqs = torch.zeros(2, 1, sum(found.axes_dim) // 2, dtype=torch.float64)
+    at = found.axes_dim[0] // 2
+    for axis, (dim, scale) in enumerate(zip(found.axes_dim[1:], (scale_y, scale_x), strict=True)):
+        freqs[axis, 0, at : at + dim // 2] = scale * float(found.theta) ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+        at += dim // 2
+    return RopePlane(freqs)
+
+
+def _readable(embedder: Any) -> Any:
+    """The embedder, or the one inside a module that another pack has put around it (one level is looked through), or None."""
+    around = [embedder, *vars(embedder).values(), *getattr(embedder, "_modules", {}).values()]
+    return next((x for x in around if hasattr(x, "axes_dim") and hasattr(x, "theta")), None)

@@ -26,10 +26,11 @@ from ...kernels.plan import Aside
 from ..errors import LoomError
 from ..fade import Fade
 from ..regions import Region, cover, middle
+from ..texts import elements, projected
 from .base import Method
 
 if TYPE_CHECKING:
-    from ..call import AttentionCall, Project
+    from ..call import AttentionCall
     from ..families.base import Family
     from ..weave import Draft
 
@@ -106,11 +107,10 @@ class SpaceTime(Method):  # two of them are never equal: they hold tensors
         if not positive or bases is None:
             draft.leave(self.owner, "the negative prompt alone" if not positive else "an extra pass without the negative prompt, which mode contrast subtracts")
             return
-        assert call.project is not None
         draft.prefer(self.owner, self.backend)
         for local, (rows, weight) in zip(self.locals, self.placed(call), strict=True):
             if local.region.strength > 0:
-                k, v = self._projected(call, call.project, local)
+                k, v = projected(call, self.owner, local.context)
                 draft.aside(self.owner, Aside(k, v, rows, weight * fade, tuple(positive), tuple(bases)))
 
     def _rests(self, call: AttentionCall, fade: float) -> str:
@@ -152,31 +152,12 @@ class SpaceTime(Method):  # two of them are never equal: they hold tensors
 
         return make() if call.run is None else call.run.kept((self.owner, offset, grid, str(call.device)), make)
 
-    def _projected(self, call: AttentionCall, project: Project, local: Local) -> tuple[Tensor, Tensor]:
-        """[1, H, M, D] keys and values of a description in this block: the same at every step, so kept for the run."""
-
-        def make() -> tuple[Tensor, Tensor]:
-            # a tensor of inference mode could not take part in a gradient through this call later
-            with torch.inference_mode(False), torch.no_grad():
-                made = project(local.context.to(device=call.device, dtype=call.dtype, copy=True))
-            k, v = (x.unflatten(-1, (call.heads, -1)).transpose(1, 2) for x in made)
-            return k, v
-
-        key = (self.owner, call.block, call.turn, id(local), str(call.device), call.dtype)
-        return make() if call.run is None else call.run.kept(key, make)
-
 
 def auto_weight(mode: Mode, regions: int, width: int) -> float:
     """c where the user names none: 5/K as released (2/K on SDXL, ours), 0.6 for convex."""
     if mode == "convex":
         return AUTO_CONVEX
     return (AUTO_WIDE if width == WIDE else AUTO_CONTRAST) / max(1, regions)
-
-
-def elements(call: AttentionCall) -> list[range]:
-    """Batch elements of each conditioning in the call."""
-    n = call.batch // max(1, len(call.rows))
-    return [range(i * n, (i + 1) * n) for i in range(len(call.rows))]
 
 
 def at_level(grid: tuple[int, int, int], level: int) -> tuple[int, int]:
