@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,3 +159,12 @@ def test_names_are_different():
 def test_text_that_is_no_track(text, words):
     with pytest.raises(LoomError, match=words):
         Tracks.parse(text)
+
+
+def test_the_server_and_the_editor_compute_the_same_boxes():
+    """The other half is tests/ui/geometry.test.mjs."""
+    cases = json.loads((Path(__file__).resolve().parents[1] / "fixtures" / "track_cases.json").read_text())
+    assert len(cases) > 10
+    for case in cases:
+        boxes = parse(case["track"], frames=case["frames"]).boxes().tolist()
+        assert [[None if math.isnan(box[0]) else box for box in row] for row in boxes] == case["boxes"], case["why"]
