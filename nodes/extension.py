@@ -10,6 +10,7 @@ from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
 from .headhunter import LoomHeadHunter, LoomLoadHeads, LoomPictureScorer
 from .inspector import LoomInspector, LoomInspectorPictures
+from .ouroboros import LoomDecodeEndless, LoomEndlessPrompts, LoomOuroboros
 from .report import LoomReport
 from .riflex import LoomRIFLEx
 from .softpag import LoomSoftPAG
@@ -36,6 +37,9 @@ class AttentionLoom(ComfyExtension):
         return [
             LoomUltraViCo,
             LoomRIFLEx,
+            LoomOuroboros,
+            LoomEndlessPrompts,
+            LoomDecodeEndless,
             LoomSparseAttention,
             LoomEntropyScale,
             LoomSpaceTime,

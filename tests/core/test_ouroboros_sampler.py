@@ -1,5 +1,7 @@
 """The sampler of endless clips on tiny models of every family it takes, through the host's own guider."""
 
+import gc
+
 import host_inprocess
 import pytest
 import torch
@@ -447,3 +449,41 @@ def test_a_broken_model_stops_the_run_and_says_where():
     patcher.add_wrapper_with_key(extension.WrappersMP.DIFFUSION_MODEL, "zz_test", spoil)
     with pytest.raises(LoomError, match=r"in iteration 2, slot 4 \(noise level 3 of 6, sigma 0\."):
         make(model, 4, patcher=patcher, latent=clip_of(model), cfg=1.0)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def live_bytes(without):
+    """Bytes of all tensors that are alive and no parameters, each storage once, less the storages of ``without``."""
+    gc.collect()
+    known = {t.untyped_storage().data_ptr() for t in without}
+    found = {}
+    for thing in gc.get_objects():
+        if type(thing) is torch.Tensor:
+            storage = thing.untyped_storage()
+            if storage.data_ptr() not in known:
+                found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def test_memory_does_not_grow_with_the_clip():
+    """50 and 500 frames: what is alive in the last model call, beside the model and the frames already made, within 2 %."""
+    model = tiny("wan", latent=(1, 16, 2, 4, 6))
+    weights = list(model.patcher.model.parameters()) + list(model.patcher.model.buffers())
+    peaks = {}
+    for frames in (50, 500):
+        patcher = model.patcher.clone()
+
+        def weigh(executor, x, *args, frames=frames, **kwargs):
+            options = next(a for a in args if isinstance(a, dict))
+            if options["loom_queue"].iteration == frames - 1:  # window 2, one partition: no warm-up
+                made = (frames - 1) * x[:, :, :1].nelement() * 4
+                peaks[frames] = max(peaks.get(frames, 0), live_bytes(weights) - made)
+            return executor(x, *args, **kwargs)
+
+        patcher.add_wrapper_with_key(extension.WrappersMP.DIFFUSION_MODEL, "zz_test", weigh)
+        out = make(model, frames, patcher=patcher, cfg=1.0, latent=clip_of(model)[:, :, :2], partitions=1, lookahead=False)
+        assert out.shape[2] == frames
+        del out
+    assert peaks[500] == pytest.approx(peaks[50], rel=0.02), peaks

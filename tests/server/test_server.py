@@ -14,6 +14,9 @@ NATIVE, LONG = 21, 93  # pixel frames: 6 and 24 latent frames
 OURS = [
     "LoomUltraViCo",
     "LoomRIFLEx",
+    "LoomOuroboros",
+    "LoomEndlessPrompts",
+    "LoomDecodeEndless",
     "LoomSparseAttention",
     "LoomEntropyScale",
     "LoomSpaceTime",
