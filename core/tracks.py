@@ -97,7 +97,7 @@ class Tracks:
         number of frames is played at another speed: its key frames move in proportion, by :func:`stretched`.
         """
         data = _load(text)
-        _fields(data, DOCUMENT, "the track")
+        _fields(data, DOCUMENT, "The track")
         if data.get("version") != VERSION:
             raise LoomError(f"The track has version {_show(data.get('version'))}; this pack reads version {VERSION}.")
         drawn = _whole(data["frames"], "frames of the track", 1, MAX_FRAMES) if "frames" in data else None

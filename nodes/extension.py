@@ -16,6 +16,7 @@ from .riflex import LoomRIFLEx
 from .softpag import LoomSoftPAG
 from .spacetime import LoomSpaceTime
 from .sparse import LoomSparseAttention
+from .track_editor import LoomTrackEditor
 from .ultravico import LoomUltraViCo
 
 
@@ -50,6 +51,7 @@ class AttentionLoom(ComfyExtension):
             LoomAStar,
             LoomGradSAM,
             LoomSubjectMask,
+            LoomTrackEditor,
             LoomInspector,
             LoomInspectorPictures,
             LoomReport,

@@ -118,6 +118,8 @@ def _ui_node(number: int, node: Node, definition: dict[str, Any]) -> dict[str, A
     height = HEADER + SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + 90 * long_text
     if node.kind in ("SaveAnimatedWEBP", "LoomReport", "SaveVideo", "LoomInspectorPictures", "LoomHeadHunter"):
         height += 220  # the preview it will show
+    if node.kind == "LoomTrackEditor":
+        height += 340  # the canvas in place of the text
     properties: dict[str, Any] = {"Node name for S&R": node.kind}
     if node.models:
         properties["models"] = node.models
@@ -133,17 +135,27 @@ def _ui_node(number: int, node: Node, definition: dict[str, Any]) -> dict[str, A
 def _place(recipe: Recipe, nodes: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
     """Groups as columns and rows; nodes of a group below each other. Returns the groups and the height of column 0."""
     filled: dict[int, float] = {}
+    wide = _column_widths(recipe, nodes)
     groups = []
     for index, (title, (column, _row)) in enumerate(sorted(recipe.groups.items(), key=lambda g: g[1])):
-        x, y = column * (COLUMN + GAP), filled.get(column, 0.0)
+        x, y = sum(wide[c] + GAP for c in range(column)), filled.get(column, 0.0)
         at = y + 60
         for key, node in recipe.nodes.items():
             if node.group == title:
                 nodes[key]["pos"] = [x + 20, at]
                 at += nodes[key]["size"][1] + 50
-        groups.append({"id": index + 1, "title": title, "bounding": [x, y, COLUMN, at - y], "color": COLOUR.get(title, "#3f5159"), "font_size": 24, "flags": {}})
+        groups.append({"id": index + 1, "title": title, "bounding": [x, y, wide[column], at - y], "color": COLOUR.get(title, "#3f5159"), "font_size": 24, "flags": {}})
         filled[column] = at + 40
     return groups, filled.get(0, 0.0)
+
+
+def _column_widths(recipe: Recipe, nodes: dict[str, dict[str, Any]]) -> dict[int, int]:
+    """Wide enough for the widest node of each column."""
+    wide = dict.fromkeys(range(max(column for column, _ in recipe.groups.values()) + 1), COLUMN)
+    for key, node in recipe.nodes.items():
+        column = recipe.groups[node.group][0]
+        wide[column] = max(wide[column], nodes[key]["size"][0] + 60)
+    return wide
 
 
 def _note(number: int, text: str, y: float) -> dict[str, Any]:

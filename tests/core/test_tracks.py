@@ -132,7 +132,7 @@ def test_one_frame_is_a_clip_too():
         ([key(0), key(8)], {"extend": "loop"}, r'extend of the track is "loop"; choose one of none, hold'),
         ([key(0), key(8)], {"clip": "yes"}, r'clip of the track is "yes"'),
         ([key(0), key(8)], {"version": 2}, "has version 2; this pack reads version 1"),
-        ([key(0), key(8)], {"fps": 16}, r'the track has the field "fps"'),
+        ([key(0), key(8)], {"fps": 16}, r'The track has the field "fps"'),
         ([key(0), key(8)], {"objects": []}, "has no objects"),
         ([key(0), key(8)], {"objects": [{"name": str(i), "keys": []} for i in range(17)]}, "has 17 objects; at most 16"),
         ([key(0), key(8)], {"objects": [{"name": " ", "keys": []}]}, "object 1 has the name"),

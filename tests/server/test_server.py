@@ -27,6 +27,7 @@ OURS = [
     "LoomAStar",
     "LoomGradSAM",
     "LoomSubjectMask",
+    "LoomTrackEditor",
     "LoomInspector",
     "LoomInspectorPictures",
     "LoomReport",

@@ -4,7 +4,7 @@
 and ``workflows/api/<name>.json`` (queued headless).
 """
 
-from . import heads, pictures, video
+from . import heads, paths, pictures, video
 from .base import Node, Recipe, link
 
 __all__ = ["RECIPES", "Node", "Recipe", "link"]
@@ -25,4 +25,5 @@ RECIPES = (
     heads.find_heads_toy,
     heads.find_heads_sd15,
     heads.use_found_heads_sd15,
+    paths.draw_path,
 )

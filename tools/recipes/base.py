@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...core.tracks import Tracks
+
 
 @dataclass
 class Node:
@@ -76,3 +78,9 @@ def sd15(prompt: str, load: str, text: str, batch: int = 1) -> dict[str, Node]:
         "negative": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": ""}, text, "Negative"),
         "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": batch}, text),
     }
+
+
+def track_editor(tracks: Tracks, group: str, title: str = "", preview: str = "whole path") -> Node:
+    """A Draw Path node that holds a drawing. Its output 0 is the track, 1 the preview, 2 the JSON."""
+    inputs = {"track": tracks.json(), "frames": tracks.frames, "width": tracks.width, "height": tracks.height, "preview": preview}
+    return Node("LoomTrackEditor", inputs, group, title, width=500)

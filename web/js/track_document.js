@@ -19,7 +19,7 @@ export function readTrack(text, frames, width, height) {
     throw new Error(`The track is not JSON: ${error.message}`);
   }
   if (!isRecord(data)) throw new Error("The track is one JSON object with version and objects.");
-  known(data, ["version", "frames", "width", "height", "extend", "clip", "objects"], "the track");
+  known(data, ["version", "frames", "width", "height", "extend", "clip", "objects"], "The track");
   if (data.version !== VERSION) throw new Error(`The track has version ${show(data.version)}; this editor reads version ${VERSION}.`);
   const doc = {
     frames: whole(data.frames ?? frames, "frames of the track", 1),
