@@ -186,7 +186,7 @@ class QueueWindow:
 
     number: of the window, 0 at the clean end, of ``count``; frames: absolute latent frames of the finished clip; iteration: one per
     frame that leaves; lap: changes when the window has new content throughout, so what was learned of the old one is stale.
-    notes: what a method writes down in this call and reads later in it.
+    scene: frame from which the positive prompt of this call holds. notes: what a method writes down in this call and reads later in it.
     """
 
     number: int
@@ -194,6 +194,7 @@ class QueueWindow:
     frames: tuple[int, ...]
     iteration: int
     lap: int
+    scene: int = 0
     notes: dict[Any, Any] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
 from .headhunter import LoomHeadHunter, LoomLoadHeads, LoomPictureScorer
 from .inspector import LoomInspector, LoomInspectorPictures
-from .ouroboros import LoomDecodeEndless, LoomEndlessPrompts, LoomOuroboros
+from .ouroboros import LoomDecodeEndless, LoomEndlessPrompts, LoomEndlessSubject, LoomOuroboros
 from .report import LoomReport
 from .riflex import LoomRIFLEx
 from .softpag import LoomSoftPAG
@@ -40,6 +40,7 @@ class AttentionLoom(ComfyExtension):
             LoomRIFLEx,
             LoomOuroboros,
             LoomEndlessPrompts,
+            LoomEndlessSubject,
             LoomDecodeEndless,
             LoomSparseAttention,
             LoomEntropyScale,

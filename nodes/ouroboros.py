@@ -6,17 +6,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..core.attach import attach
+from ..core.concepts import Located, locate
 from ..core.errors import LoomError
+from ..core.methods import endless_subject
 from ..core.samplers import prompts, tail
 from ..core.samplers.ouroboros import Ouroboros, Settings
 from ..core.video_decode import METHODS, decode
 from . import common
+from .prompt import encode as encode_text
 
 NAME = re.compile(r"[\w\- ]{1,80}")
 TAIL = ["coherent", "fresh noise"]
 RENORM = ["auto", "on", "off"]
+GUIDANCE_STEPS = ["paper", "normalised"]
 ON_STOP = ["keep the frames so far", "cancel"]
 
 
@@ -162,11 +167,96 @@ class LoomEndlessPrompts(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
         """One conditioning entry per scene, marked with its frame."""
-        out = []
-        for scene in prompts.scenes(text):
-            for tensor, extra in clip.encode_from_tokens_scheduled(clip.tokenize(scene.text)):
-                out.append([tensor, extra | {prompts.FROM: scene.frame}])
-        return io.NodeOutput(out)
+        return io.NodeOutput([entry for scene in prompts.scenes(text) for entry in encode(clip, scene)])
+
+
+def encode(clip: Any, scene: prompts.Scene) -> list[Any]:
+    """A scene as conditioning entries that know from which frame they hold."""
+    return [[tensor, extra | {prompts.FROM: scene.frame}] for tensor, extra in encode_text(clip, scene.text)]
+
+
+class LoomEndlessSubject(io.ComfyNode):
+    """Attaches :class:`core.methods.endless_subject.EndlessSubject`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Simple inputs first, expert inputs optional and last."""
+        return io.Schema(
+            node_id="LoomEndlessSubject",
+            display_name="Keep Subject in Endless Video (Ouroboros)",
+            category=common.category("video"),
+            description=(
+                "Holds the subject of an endless video together: it finds it by its words in every window of the queue, lets all frames attend to it more, and "
+                "can draw noisy frames towards how it has looked so far. Acts only under Endless Video (Ouroboros). (Ouroboros-Diffusion, arXiv 2501.09019)"
+            ),
+            inputs=[
+                common.model_input(),
+                io.Clip.Input("clip", tooltip="The text encoder of your model; the node encodes the prompt itself."),
+                io.String.Input("prompt", multiline=True, default="a fox runs through the snow",
+                                tooltip="The positive prompt, or several over time as lines 'frame: prompt' (latent frames). Comes out as conditioning."),
+                io.String.Input("subject", default="fox", tooltip="The subject in words of the prompt, several things separated by commas. They must stand in every prompt."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=10.0, step=0.05,
+                               tooltip="How often more the subject's keys count in self-attention: 1 as in the paper (SACFA), 0 not at all."),
+                io.Float.Input("guidance", default=0.0, min=0.0, max=100.0, step=0.05,
+                               tooltip="Draw noisy frames towards the subject's mean look so far; 1 as in the paper, 0 off. Costs a forward and a backward pass per guided window. (paper: gamma)"),
+                *common.advanced(
+                io.Combo.Input("guidance_step", options=GUIDANCE_STEPS, default="paper", optional=True,
+                               tooltip="paper: as large as the gradient, at most 1 per frame. normalised: the same size always, 0.05 of a frame's spread at guidance 1 (ours)."),
+                io.Float.Input("memory", default=0.9, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="How much of the remembered look stays with every new frame: 1 keeps the first, 0 takes the latest. (paper: lambda)"),
+                io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="From where on the subject's map counts as subject, of its range in the window; 0 finds it anew each time (Otsu)."),
+                io.Combo.Input("windows", options=list(endless_subject.WHICH), default="noisier half", optional=True,
+                               tooltip="Windows of the queue it acts in."),
+                io.Boolean.Input("spare_memory", default=False, optional=True, tooltip="Keep what a gradient needs in system memory: slower, little on the device."),
+                io.String.Input("blocks", default="", optional=True,
+                                tooltip="Blocks whose self-attention changes; the subject is looked for in the blocks before. Empty: the second half."),
+                ),
+            ],
+            outputs=[
+                common.model_output(),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The prompt, for the guider's positive input."),
+                io.String.Output(display_name="tokens", tooltip="Which tokens of each prompt were found."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, prompt: str, subject: str, strength: float, guidance: float, **expert: Any) -> io.NodeOutput:
+        """Encode -> locate -> configure -> attach."""
+        scenes = prompts.scenes(prompt)
+        entries = [encode(clip, scene) for scene in scenes]
+        phrases = [word.strip() for word in subject.split(",") if word.strip()]
+        if not phrases:
+            raise LoomError("no subject was given; name it in words of the prompt, like 'fox'.")
+        found = [(scene.frame, locate(clip, scene.text, phrases, int(entry[0][0].shape[1]))) for scene, entry in zip(scenes, entries, strict=True)]
+        method = configure_subject(tuple(found), strength, guidance, **expert)
+        text = "\n\n".join(f"from frame {frame}\n{located.text}" for frame, located in found)
+        return io.NodeOutput(attach(model, method), [e for entry in entries for e in entry], text, ui=ui.PreviewText(text))
+
+
+def configure_subject(
+    scenes: tuple[tuple[int, Located], ...],
+    strength: float = 1.0,
+    guidance: float = 0.0,
+    guidance_step: str = "paper",
+    memory: float = 0.9,
+    threshold: float = 0.0,
+    windows: str = "noisier half",
+    spare_memory: bool = False,
+    blocks: str = "",
+) -> endless_subject.EndlessSubject:
+    """The node's inputs as a method. Raises LoomError."""
+    return endless_subject.EndlessSubject(
+        scenes,
+        copies=strength,
+        gamma=guidance,
+        lam=memory,
+        threshold=threshold,
+        which=common.choice("windows", windows, list(endless_subject.WHICH)),  # type: ignore[arg-type]
+        normalised=common.choice("guidance_step", guidance_step, GUIDANCE_STEPS) == "normalised",
+        spare_memory=spare_memory,
+        blocks=common.blocks(blocks),
+    )
 
 
 class LoomDecodeEndless(io.ComfyNode):

@@ -24,6 +24,7 @@ from ..errors import LoomError
 from . import checks, prompts, queue, store, tail
 from .per_frame import Conds, Frames
 from .queue import Layout, Window
+from .recurrent import Guidance, change
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class Run:
         prompts.check(guider.conds)
         self.conds: Conds = guider.conds
         self.model = type(diffusion).__name__
+        self.guidance = _guidance(self.calls, methods, diffusion)
         self.sampling = self.calls.sampling
         self.noise = self._as_clip(noise)
         given = latent is not None and bool(torch.count_nonzero(latent))
@@ -153,11 +155,12 @@ class Run:
     def _iteration(self) -> Tensor:
         """One frame leaves, one enters; the state changes only when both are done."""
         at = self.state.iteration
+        self.memory = self.state.memory
         new = queue.iterate(self.state.queue, self.layout.windows(), self._step)
         self._refuse_nonfinite(new, at)
         entering = self._tail(new[:, :, -1:], at)
         out = new[:, :, self.layout.pinned : self.layout.pinned + 1].clone()
-        self.state = store.State(queue.shift(new, entering), at + 1, self.state.memory)
+        self.state = store.State(queue.shift(new, entering), at + 1, self.memory)
         return out
 
     def _step(self, window: Window, x: Tensor) -> Tensor:
@@ -167,10 +170,22 @@ class Run:
         sigma = self.levels[[self.layout.level(s) for s in slots]].to(x.device)
         target = torch.stack([self._below(s) for s in slots]).to(x.device)
         frames = tuple(self._clamped(self.layout.frame(s, at)) for s in slots)
-        count = len(self.layout.windows())
-        place = QueueWindow(window.number, count, frames, at, at // self.layout.frames)
-        denoised = self.calls.denoised(x, sigma, prompts.holding(self.conds, self._scene(window), window.number), frames, place)
-        return self._moved(x, denoised, sigma, target, slots)
+        conds = prompts.holding(self.conds, self._scene(window), window.number)
+        place = QueueWindow(window.number, len(self.layout.windows()), frames, at, at // self.layout.frames, prompts.scene(conds))
+        out = self._moved(x, self.calls.denoised(x, sigma, conds, frames, place), sigma, target, slots)
+        return out if self.guidance is None else self._guided(self.guidance, out, x, sigma, target, conds, place)
+
+    def _guided(self, guidance: Guidance, out: Tensor, x: Tensor, sigma: Tensor, target: Tensor, conds: Conds, place: QueueWindow) -> Tensor:
+        """Drawn towards what is remembered of the subject; the head's window adds to it."""
+        self.memory = guidance.learned(place, self.memory)
+        if not guidance.due(place, self.state.memory):
+            return out
+        _throw_if_interrupted()
+        gradient = guidance.gradient(x, sigma, conds, place, self.state.memory)
+        if gradient is None:
+            return out
+        unit = torch.ones_like(sigma) if self.flow else (1 + sigma**2).sqrt()
+        return out - change(gradient.to(out), sigma, ancestral(sigma, target, self.settings.eta)[0], unit, guidance.method.gamma, guidance.method.normalised)
 
     def _moved(self, x: Tensor, denoised: Tensor, sigma: Tensor, target: Tensor, slots: range) -> Tensor:
         """An Euler step per slot; with eta an ancestral one, its noise keyed by frame and level."""
@@ -329,6 +344,15 @@ def _is_flow(sampling: Any) -> bool:
     from ..latent import is_flow
 
     return is_flow(sampling)
+
+
+def _guidance(calls: Frames, methods: tuple[Any, ...], diffusion: Any) -> Guidance | None:
+    """Of the node that keeps the subject, where it is on the model."""
+    from ..families import family_of
+    from ..methods.endless_subject import EndlessSubject
+
+    method = next((m for m in methods if isinstance(m, EndlessSubject)), None)
+    return None if method is None or method.gamma == 0 else Guidance(calls, method, family_of(diffusion), diffusion)
 
 
 def _starts_at_top(guider: Any, sigmas: Tensor) -> bool:

@@ -72,6 +72,11 @@ def holding(conds: Conds, frame: int, window: int | None = None) -> Conds:
     return {name: [_of(entry, window) for entry in _now(entries, frame)] for name, entries in conds.items()}
 
 
+def scene(conds: Conds) -> int:
+    """The frame from which the positive prompt of these entries holds."""
+    return max((entry.get(FROM, 0) for entry in conds.get("positive", ())), default=0)
+
+
 def _now(entries: list[Entry], frame: int) -> list[Entry]:
     begun = [entry[FROM] for entry in entries if FROM in entry and entry[FROM] <= max(0, frame)]
     return [entry for entry in entries if FROM not in entry or (begun and entry[FROM] == max(begun))]

@@ -16,6 +16,7 @@ OURS = [
     "LoomRIFLEx",
     "LoomOuroboros",
     "LoomEndlessPrompts",
+    "LoomEndlessSubject",
     "LoomDecodeEndless",
     "LoomSparseAttention",
     "LoomEntropyScale",
