@@ -107,7 +107,11 @@ def _ui_node(number: int, node: Node, definition: dict[str, Any]) -> dict[str, A
     sockets, values = [], []
     for name, spec in _specs(definition):
         if _is_widget(spec):
-            values.append(node.inputs.get(name, _default(spec)))
+            value = node.inputs.get(name, _default(spec))
+            if isinstance(value, list):  # a widget that takes its value through a link keeps its default
+                sockets.append({"name": name, "type": spec[0], "widget": {"name": name}, "link": None})
+                value = _default(spec)
+            values.append(value)
             options = spec[1] if len(spec) > 1 else {}
             if options.get("control_after_generate", name in ("seed", "noise_seed") and spec[0] == "INT"):
                 values.append("fixed")  # the hidden companion of a seed; without it later widgets shift by one
@@ -116,7 +120,7 @@ def _ui_node(number: int, node: Node, definition: dict[str, Any]) -> dict[str, A
     outputs = [{"name": name, "type": kind, "slot_index": i, "links": []} for i, (name, kind) in enumerate(zip(definition["output_name"], definition["output"], strict=True))]
     long_text = sum(1 for n, s in _specs(definition) if s[0] == "STRING" and len(s) > 1 and s[1].get("multiline"))
     height = HEADER + SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + 90 * long_text
-    if node.kind in ("SaveAnimatedWEBP", "LoomReport", "SaveVideo", "LoomInspectorPictures", "LoomHeadHunter"):
+    if node.kind in ("SaveAnimatedWEBP", "LoomReport", "SaveVideo", "LoomInspectorPictures", "LoomHeadHunter", "LoomEndlessSubject"):
         height += 220  # the preview it will show
     if node.kind == "LoomTrackEditor":
         height += 340  # the canvas in place of the text

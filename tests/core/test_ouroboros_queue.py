@@ -32,6 +32,13 @@ def test_every_slot_behind_the_pinned_ones_is_written_once(f, n, ahead):
     assert len(layout.windows()) == (2 * n if ahead else n)
 
 
+def test_the_worked_example_of_the_method_page():
+    layout = Layout(3, 2)
+    table = [(w.number, list(range(w.start, w.end)), [layout.level(s) for s in range(w.start, w.end)], list(range(w.mid, w.end))) for w in layout.windows()]
+    assert table == [(3, [4, 5, 6], [3, 4, 5], [6]), (2, [3, 4, 5], [2, 3, 4], [4, 5]), (1, [1, 2, 3], [0, 1, 2], [3]), (0, [0, 1, 2], [0, 0, 1], [1, 2])]
+    assert (layout.length, layout.pinned, layout.warm_up) == (7, 1, 3)
+
+
 @pytest.mark.parametrize(("f", "n"), [(16, 4), (17, 2), (21, 4), (3, 2)])
 def test_in_their_own_order_no_window_reads_a_slot_already_written(f, n):
     done = set()
@@ -54,11 +61,13 @@ def model(window, x):
 def test_the_order_of_the_windows_plays_no_part(f, n, ahead):
     layout = Layout(f, n, ahead)
     start = torch.randn(1, 2, layout.length, 3, 3, generator=torch.Generator().manual_seed(0))
+    before = start.clone()
     expected = queue.iterate(start, layout.windows(), model)
+    assert torch.equal(start, before)  # what is read stays as it was
     for seed in range(4):
         windows = list(layout.windows())
         random.Random(seed).shuffle(windows)
-        assert torch.equal(queue.iterate(start, windows, model), expected)
+        assert torch.equal(queue.iterate(before.clone(), windows, model), expected)
     assert torch.equal(expected[:, :, : layout.pinned], start[:, :, : layout.pinned])
 
 

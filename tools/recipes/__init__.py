@@ -4,7 +4,7 @@
 and ``workflows/api/<name>.json`` (queued headless).
 """
 
-from . import heads, paths, pictures, video
+from . import endless, heads, paths, pictures, video
 from .base import Node, Recipe, link
 
 __all__ = ["RECIPES", "Node", "Recipe", "link"]
@@ -12,6 +12,8 @@ __all__ = ["RECIPES", "Node", "Recipe", "link"]
 RECIPES = (
     video.longer_video_toy,
     video.longer_video_wan,
+    endless.endless_video_toy,
+    endless.endless_video_wan,
     video.sparse_attention_toy,
     video.sparse_attention_wan,
     pictures.any_size_sd15,
