@@ -33,8 +33,9 @@ def whole_path(tracks: Tracks, background: torch.Tensor | None = None) -> torch.
         seen: list[Box | None] = [None if math.isnan(box[0]) else tuple(box) for box in boxes[i]]
         step = max(1, (tracks.frames - 1) // (ONION + 1))
         for f in range(0, tracks.frames, step):
-            if seen[f]:
-                pen.rectangle(_pixels(seen[f], tracks), fill=(*colour, 10), outline=(*colour, 80))
+            ghost = seen[f]
+            if ghost:
+                pen.rectangle(_pixels(ghost, tracks), fill=(*colour, 10), outline=(*colour, 80))
         _line(pen, seen, tracks, colour)
         for key in track.keys:
             box = seen[key.frame]

@@ -12,7 +12,7 @@ from ..core.tracks_from_host import from_bounding_boxes, from_points
 from ..core.tracks_picture import every_frame, first_picture, whole_path
 from . import common
 
-Track = io.Custom("LOOM_TRACK")
+LOOM_TRACK = io.Custom("LOOM_TRACK")
 PREVIEWS = ["whole path", "every frame"]
 WIDGET = "LOOM_TRACK_CANVAS"
 DEFAULT = """{
@@ -56,7 +56,7 @@ class LoomTrackEditor(io.ComfyNode):
                 *_host_inputs(),
             ],
             outputs=[
-                Track.Output(display_name="track", tooltip="The path, for Steer Object Along Path (DiTraj)."),
+                LOOM_TRACK.Output(display_name="track", tooltip="The path, for Steer Object Along Path (DiTraj)."),
                 io.Image.Output(display_name="preview", tooltip="The path as a picture, or as a clip of the video's length."),
                 io.String.Output(display_name="json", tooltip="What the server understood, as JSON: can be pasted into another Draw Path node or sent by a script."),
             ],

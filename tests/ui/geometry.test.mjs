@@ -171,6 +171,11 @@ test("an edit leaves the document before it as it was, and a track the server ta
   assert.equal(boxAt(again.objects[0], 7), null);
 });
 
+test("each single edit of a track without held ends can be read back", () => {
+  const doc = read([key(0), key(4, B), key(8)]);
+  for (const edit of [removeKey(doc, 0, 8), removeKey(doc, 0, 0), moveKey(doc, 0, 8, 6), addObject(doc, 3, A), setVisible(doc, 0, 2, false)]) readTrack(writeTrack(edit));
+});
+
 test("a new key frame lies on the path as it was and keeps its ease", () => {
   const doc = read([key(0, A, { ease: "hold" }), key(8, B)]);
   const now = setKey(doc, 0, 4, {});

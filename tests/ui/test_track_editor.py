@@ -260,6 +260,30 @@ def test_in_a_subgraph_and_promoted_to_its_outside(editor, vue):
     assert editor.page.errors == []
 
 
+def test_the_hosts_own_undo_takes_an_edit_back_and_its_promoted_widget_is_the_editor(editor):
+    editor.open()
+    first = editor.text()
+    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+    editor.page.evaluate(f"{tracker}.checkState()")
+    steps = editor.page.evaluate(f"{tracker}.undoQueue.length")
+    editor.page.mouse.click(*editor.at(0.2, 0.6))
+    editor.press("ArrowRight")
+    assert editor.text() != first
+    assert editor.page.evaluate(f"{tracker}.undoQueue.length") == steps + 1, "an edit by keys is seen by the host"
+    editor.page.evaluate(f"{tracker}.undo()")
+    editor.page.wait_for_timeout(1200)
+    editor.page.evaluate("() => { window.node = app.graph._nodes[0]; window.made = app.graph.convertToSubgraph(new Set([node])) }")
+    assert editor.text() == first
+    editor.page.wait_for_timeout(1000)
+    editor.page.evaluate("() => { made.node.size = [520, 520]; made.node.properties.proxyWidgets = [[String(made.subgraph.nodes[0].id), 'track']]; window.node = made.node }")
+    editor.look_at()
+    editor.page.evaluate("() => { window.node = made.subgraph.nodes[0] }")
+    editor.drag((0.2, 0.6), (0.4, 0.4))
+    near(editor.box(), (0.26, 0.2, 0.56, 0.64), 0.02)
+    assert [n["inputs"]["track"] for n in editor.prompt().values()] == [editor.text()]
+    assert editor.page.errors == []
+
+
 @pytest.mark.parametrize("scale", [0.6, 1.6])
 def test_the_mouse_points_where_it_should_at_any_zoom(editor, scale):
     editor.open(scale=scale)

@@ -74,10 +74,11 @@ function letGraphHaveItsGestures(element) {
  * and both renderers of the host change them without one common event, so they are read a few times a second.
  */
 function followNode(node, panel) {
-  const state = { zoom: 0, address: "", ran: null };
+  const state = { zoom: 0, address: "", ran: null, connected: false };
   const look = () => {
     if (!panel.element.isConnected) return;
     panel.setClip(number(node, "frames", 81, state.ran), number(node, "width", 832, state.ran), number(node, "height", 480, state.ran));
+    panel.setNotice(isLinked(node, "track") || state.connected ? "What is connected takes the place of this drawing." : "");
     showBackground(node, panel, state);
     const zoom = panel.element.getBoundingClientRect().width;
     if (zoom !== state.zoom) {
@@ -85,26 +86,33 @@ function followNode(node, panel) {
       panel.draw();
     }
   };
-  const timer = setInterval(look, LOOK_AGAIN_MS);
+  let timer = setInterval(look, LOOK_AGAIN_MS);
   const { onExecuted, onRemoved, onAdded } = node;
   node.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
     state.ran = readRan(output);
-    panel.setNotice(output?.loom_source?.[0] === "connected" ? "The connected value takes the place of this drawing." : "");
+    state.connected = output?.loom_source?.[0] === "connected";
     look();
   };
-  let running = timer;
   node.onRemoved = function () {
     onRemoved?.apply(this, arguments);
-    clearInterval(running);
+    clearInterval(timer);
     panel.stop();
   };
   // a node moved into a subgraph is removed and added again
   node.onAdded = function () {
     onAdded?.apply(this, arguments);
-    clearInterval(running);
-    running = setInterval(look, LOOK_AGAIN_MS);
+    clearInterval(timer);
+    timer = setInterval(look, LOOK_AGAIN_MS);
   };
+}
+
+function slotOf(node, name) {
+  return node.inputs?.findIndex((input) => input.name === name) ?? -1;
+}
+
+function isLinked(node, name) {
+  return node.inputs?.[slotOf(node, name)]?.link != null;
 }
 
 /** What the server used in the last run: sizes, and the background it was given. */
@@ -120,9 +128,7 @@ function readRan(output) {
 /** A number input: the widget, the widget of the node linked to it, or what the last run had. */
 function number(node, name, other, ran) {
   const own = node.widgets?.find((w) => w.name === name)?.value;
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  const linked = slot >= 0 && node.inputs[slot].link != null;
-  const given = linked ? (numberOf(node.getInputNode?.(slot)) ?? ran?.[name] ?? own) : own;
+  const given = isLinked(node, name) ? (numberOf(node.getInputNode?.(slotOf(node, name))) ?? ran?.[name] ?? own) : own;
   return Number.isInteger(given) && given > 0 ? given : other;
 }
 
@@ -133,9 +139,8 @@ function numberOf(source) {
 
 /** The picture of the node linked to "background", before a run where it can be known, else the server's. */
 function showBackground(node, panel, state) {
-  const slot = node.inputs?.findIndex((input) => input.name === "background") ?? -1;
-  const linked = slot >= 0 && node.inputs[slot].link != null;
-  const address = linked ? (addressOf(node.getInputNode?.(slot)) ?? viewOf(state.ran?.background)) : "";
+  const source = node.getInputNode?.(slotOf(node, "background"));
+  const address = isLinked(node, "background") ? (addressOf(source) ?? viewOf(state.ran?.background)) : "";
   if (address === state.address || address === null) return;
   state.address = address;
   if (!address) {
