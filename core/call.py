@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -186,7 +186,7 @@ class QueueWindow:
 
     number: of the window, 0 at the clean end, of ``count``; frames: absolute latent frames of the finished clip; iteration: one per
     frame that leaves; lap: changes when the window has new content throughout, so what was learned of the old one is stale.
-    scene: frame from which the positive prompt of this call holds. notes: what a method writes down in this call and reads later in it.
+    scene: frame from which the positive prompt of this call holds. memory: what is remembered from earlier iterations, by name. notes: what a method writes down in this call and reads later in it.
     """
 
     number: int
@@ -195,6 +195,7 @@ class QueueWindow:
     iteration: int
     lap: int
     scene: int = 0
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
     notes: dict[Any, Any] = field(default_factory=dict)
 
 

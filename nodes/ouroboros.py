@@ -200,6 +200,8 @@ class LoomEndlessSubject(io.ComfyNode):
                 io.Float.Input("guidance", default=0.0, min=0.0, max=100.0, step=0.05,
                                tooltip="Draw noisy frames towards the subject's mean look so far; 1 as in the paper, 0 off. Costs a forward and a backward pass per guided window. (paper: gamma)"),
                 *common.advanced(
+                io.Combo.Input("attend_to", options=list(endless_subject.SOURCES), default="this window", optional=True,
+                               tooltip="this window: the subject's own keys in all frames of the window count more. the head: its keys in the frame that leaves the queue are added, one frame before the window (ours)."),
                 io.Combo.Input("guidance_step", options=GUIDANCE_STEPS, default="paper", optional=True,
                                tooltip="paper: as large as the gradient, at most 1 per frame. normalised: the same size always, 0.05 of a frame's spread at guidance 1 (ours)."),
                 io.Float.Input("memory", default=0.9, min=0.0, max=1.0, step=0.01, optional=True,
@@ -238,6 +240,7 @@ def configure_subject(
     scenes: tuple[tuple[int, Located], ...],
     strength: float = 1.0,
     guidance: float = 0.0,
+    attend_to: str = "this window",
     guidance_step: str = "paper",
     memory: float = 0.9,
     threshold: float = 0.0,
@@ -249,6 +252,7 @@ def configure_subject(
     return endless_subject.EndlessSubject(
         scenes,
         copies=strength,
+        source=common.choice("attend_to", attend_to, list(endless_subject.SOURCES)),  # type: ignore[arg-type]
         gamma=guidance,
         lam=memory,
         threshold=threshold,

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..call import QueueWindow
 from ..errors import LoomError
+from ..report import Entry
 from . import checks, prompts, queue, store, tail
 from .per_frame import Conds, Frames
 from .queue import Layout, Window
-from .recurrent import Guidance, change
+from .recurrent import Guidance, change, learned
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Run:
     """One run of the sampler."""
 
     def __init__(self, settings: Settings, guider: Any, sigmas: Tensor, extra: dict[str, Any], callback: Any, noise: Tensor, latent: Tensor | None, mask: Any, quiet: bool) -> None:
-        from ..attach import METHODS
+        from ..attach import METHODS, RECORD
 
         options, diffusion = extra["model_options"], guider.model_patcher.get_model_object("diffusion_model")
         methods = options.get("transformer_options", {}).get(METHODS, ())
@@ -107,6 +108,7 @@ class Run:
         prompts.check(guider.conds)
         self.conds: Conds = guider.conds
         self.model = type(diffusion).__name__
+        self.record = options.get("transformer_options", {}).get(RECORD)
         self.guidance = _guidance(self.calls, methods, diffusion)
         self.sampling = self.calls.sampling
         self.noise = self._as_clip(noise)
@@ -171,19 +173,21 @@ class Run:
         target = torch.stack([self._below(s) for s in slots]).to(x.device)
         frames = tuple(self._clamped(self.layout.frame(s, at)) for s in slots)
         conds = prompts.holding(self.conds, self._scene(window), window.number)
-        place = QueueWindow(window.number, len(self.layout.windows()), frames, at, at // self.layout.frames, prompts.scene(conds))
+        place = QueueWindow(window.number, len(self.layout.windows()), frames, at, at // self.layout.frames, prompts.scene(conds), self.state.memory)
         out = self._moved(x, self.calls.denoised(x, sigma, conds, frames, place), sigma, target, slots)
         return out if self.guidance is None else self._guided(self.guidance, out, x, sigma, target, conds, place)
 
     def _guided(self, guidance: Guidance, out: Tensor, x: Tensor, sigma: Tensor, target: Tensor, conds: Conds, place: QueueWindow) -> Tensor:
         """Drawn towards what is remembered of the subject; the head's window adds to it."""
-        self.memory = guidance.learned(place, self.memory)
+        self.memory = learned(guidance.method, place, self.memory)
         if not guidance.due(place, self.state.memory):
             return out
         _throw_if_interrupted()
         gradient = guidance.gradient(x, sigma, conds, place, self.state.memory)
         if gradient is None:
             return out
+        if self.record is not None and self.record.current is not None:
+            self.record.current.count(Entry("latent step", True, "gradient", (guidance.method.owner,), ("latent",)))
         unit = torch.ones_like(sigma) if self.flow else (1 + sigma**2).sqrt()
         return out - change(gradient.to(out), sigma, ancestral(sigma, target, self.settings.eta)[0], unit, guidance.method.gamma, guidance.method.normalised)
 
@@ -347,12 +351,12 @@ def _is_flow(sampling: Any) -> bool:
 
 
 def _guidance(calls: Frames, methods: tuple[Any, ...], diffusion: Any) -> Guidance | None:
-    """Of the node that keeps the subject, where it is on the model."""
+    """The node that keeps the subject, where it is on the model."""
     from ..families import family_of
     from ..methods.endless_subject import EndlessSubject
 
     method = next((m for m in methods if isinstance(m, EndlessSubject)), None)
-    return None if method is None or method.gamma == 0 else Guidance(calls, method, family_of(diffusion), diffusion)
+    return None if method is None else Guidance(calls, method, family_of(diffusion), diffusion)
 
 
 def _starts_at_top(guider: Any, sigmas: Tensor) -> bool:

@@ -49,6 +49,14 @@ def remembered(old: Memory, keys: dict[Block, Tensor], lam: float) -> Memory:
     return out
 
 
+def learned(method: EndlessSubject, window: QueueWindow, memory: Memory) -> Memory:
+    """The memory after a window has run: the head's adds the subject's look; any other, or none found, leaves it as it was."""
+    reading: Reading | None = window.notes.get(method.owner)
+    if window.number != 0 or reading is None:
+        return memory
+    return remembered(memory, reading.keys, method.lam) | reading.segments
+
+
 def loss(keys: dict[Block, Tensor], memory: Memory) -> Tensor:
     """L of the layers both know; keys [b, C] each. A number with a graph."""
     parts = [(key - memory[name(block)].to(key)).pow(2).mean() for block, key in keys.items() if name(block) in memory]
@@ -77,14 +85,7 @@ class Guidance:
 
     def due(self, window: QueueWindow, memory: Memory) -> bool:
         """Whether a window is guided: gamma is on, it is one of the chosen, and something is remembered."""
-        return self.method.gamma > 0 and self.method.acts(window) and bool(memory)
-
-    def learned(self, window: QueueWindow, memory: Memory) -> Memory:
-        """The memory after the head's window has run; as it was where the subject was not found."""
-        reading: Reading | None = window.notes.get(self.method.owner)
-        if self.method.gamma == 0 or window.number != 0 or reading is None or not reading.keys:
-            return memory
-        return remembered(memory, reading.keys, self.method.lam)
+        return self.method.gamma > 0 and self.method.acts(window) and any(key.startswith("subject.") for key in memory)
 
     def gradient(self, x: Tensor, sigma: Tensor, conds: Conds, window: QueueWindow, memory: Memory) -> Tensor | None:
         """dL/dx for x [B, C, f, H, W], None where the subject is not found. Only the positive prompt runs. Raises LoomError."""
@@ -93,9 +94,9 @@ class Guidance:
         entry = self._entry(conds)
         model = self.calls.guider.inner_model
         reading = self.method.begun(self.blocks, window.scene, differentiable=True)
-        own = replace(window, notes={self.method.owner: reading})
         try:
             with gradients(model if self.method.spare_memory else None), thawed(model):
+                own = replace(window, notes={self.method.owner: reading}, memory={key: plain(value) for key, value in window.memory.items()})
                 y = x.detach().clone().requires_grad_(True)
                 options = options_for_gradient(self.calls.call_options(plain(sigma).to(y.device), window.frames, own), OVERRIDE)
                 middle = plain(sigma).median().to(y).expand(y.shape[0]).clone()

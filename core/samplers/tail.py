@@ -72,7 +72,7 @@ def weights(kept: Tensor, renorm: bool) -> tuple[Tensor, Tensor]:
 
 def mixed(z: Tensor, noise: Tensor, settings: Coherent, renorm: bool) -> Tensor:
     """z and noise [..., H, W] of unit variance -> the new tail. Where G is 0 everywhere it is ``noise``, bit for bit."""
-    old, fresh = (w.to(z.device, torch.float32) for w in weights(gain(*z.shape[-2:], settings), renorm))
+    old, fresh = (w.to(z.device, torch.float32) for w in weights(gain(z.shape[-2], z.shape[-1], settings), renorm))
     spectrum = old * torch.fft.fft2(z.float()) + (fresh - 1) * torch.fft.fft2(noise.float())
     return noise + torch.fft.ifft2(spectrum).real.to(noise)
 

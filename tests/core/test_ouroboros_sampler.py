@@ -261,6 +261,17 @@ def test_patterns_with_a_history_keep_no_more_as_the_clip_grows():
     assert kept[0] == kept[1] > 0
 
 
+def test_what_a_pattern_learned_is_dropped_when_the_window_has_new_content():
+    from attention_loom.core.call import QueueWindow
+    from attention_loom.core.methods.sparse import Memory
+
+    memory = Memory()
+    windows = [QueueWindow(1, 4, (i, i + 1), i, i // 2) for i in range(4)]
+    states = [memory.state(w.frames, 0.3, 6, w) for w in windows]
+    assert states[0] is states[1] and states[2] is states[3] and states[1] is not states[2]
+    assert len(memory.states) == 1
+
+
 # --- prompts over time ----------------------------------------------------------------------------------------------
 
 

@@ -244,7 +244,7 @@ def test_the_gradient_is_that_of_the_loss_and_a_step_lowers_it(name, monkeypatch
         g = torch.Generator().manual_seed(4)
         start = QueueWindow(0, 4, (0, 1, 2), 0, 0)
         calls.denoised(torch.randn(x.shape, generator=g), sigma, conds, start.frames, start)
-        memory = guidance.learned(start, {})
+        memory = recurrent.learned(guidance.method, start, {})
         gradient = guidance.gradient(x, sigma, conds, WINDOW, memory).clone()
         direction = gradient / gradient.norm()
         eps = 1e-2 * float(x.norm()) / x.numel() ** 0.5
@@ -300,3 +300,70 @@ def test_a_model_without_gradients_is_named(monkeypatch):
     monkeypatch.setattr(recurrent, "loss", lambda keys, memory: (_ for _ in ()).throw(RuntimeError("no backward here")))
     with pytest.raises(LoomError, match="could not take a gradient through this model \\(no backward here\\)"):
         make(model, 2, patcher=on(model, gamma=1.0))
+
+
+# --- keys of the head -----------------------------------------------------------------------------------------------
+
+
+def test_a_segment_holds_the_subject_of_the_frame_that_leaves():
+    k = torch.arange(2 * 1 * 6 * 2.0).view(2, 1, 6, 2)
+    mask = torch.zeros(2, 3, 1, 2, dtype=torch.bool)
+    mask[0, 1, 0, 1] = mask[1, 1, 0, 0] = mask[1, 0, 0, 0] = True
+    found = endless_subject.segment(k, -k, mask)
+    assert torch.equal(found["k"], k[:, :, 2:4]) and torch.equal(found["v"], -k[:, :, 2:4])
+    assert found["b"].tolist() == [[endless_subject.NEVER, 0.0], [0.0, endless_subject.NEVER]]
+    assert endless_subject.segment(k, k, torch.zeros_like(mask)) is None
+
+
+def test_a_key_moved_before_the_window_is_that_of_a_frame_standing_there():
+    """On Wan: the same content in frames 0 and 1 of a window; frame 1 moved back by 2 stands where frame 0 moved back by 1 does."""
+    from types import SimpleNamespace
+
+    from attention_loom.core.call import Span, TokenLayout
+    from attention_loom.core.families import family_of
+
+    diffusion = tiny("wan").patcher.model.diffusion_model
+    axis = family_of(diffusion).rope(diffusion)
+    layout = TokenLayout((Span("video", 3, (3, 1, 1)),))
+    call = SimpleNamespace(rope=axis, q=layout)
+    raw = torch.randn(1, 1, 1, 128, generator=torch.Generator().manual_seed(0))
+    spectrum = endless_subject.spectrum(axis, 64)[None]
+    at = [endless_subject.rotate(raw, torch.tensor([[float(t)]]), spectrum, axis.pairing) for t in (-1.0, 0.0, 1.0)]
+    for frame in (0, 1):
+        assert torch.allclose(endless_subject.before_first(call, at[frame + 1], frame), at[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx", "cosmos_predict2"])
+def test_the_head_is_attended_to_from_the_second_iteration_on(name):
+    model = tiny(name)
+    stock, out = make(model, 3), make(model, 3, patcher=on(model, source="the head"))
+    assert bool(out.isfinite().all()) and not torch.equal(out, stock)
+
+
+def test_the_heads_keys_go_into_the_queue_file_and_do_not_pile_up(tmp_path):
+    from safetensors.torch import load_file
+
+    model = tiny("wan")
+    patcher, files = on(model, source="the head"), [tmp_path / f"{i}.safetensors" for i in range(2)]
+    whole = make(model, 6, patcher=patcher)
+    first = make(model, 2, patcher=patcher, save=files[0])
+    rest = make(model, 4, patcher=patcher, resume=files[0], save=files[1])
+    assert torch.equal(torch.cat([first, rest], 2), whole)
+    names = [sorted(load_file(f)) for f in files]
+    assert names[0] == names[1] and "memory.segment.1.k" in names[0]
+
+
+def test_no_copy_of_the_head_is_stock_and_a_negative_row_reads_none(monkeypatch):
+    """A segment that no row may read leaves the result as it was."""
+    model = tiny("wan")
+    stock = make(model, 3)
+    monkeypatch.setattr(endless_subject, "_positive", lambda call: slice(0, 1))
+    original = endless_subject.segment
+    monkeypatch.setattr(endless_subject, "segment", lambda k, v, mask: None if (s := original(k, v, mask)) is None else s | {"b": torch.full_like(s["b"], endless_subject.NEVER)})
+    assert torch.allclose(make(model, 3, patcher=on(model, source="the head")), stock, atol=1e-4)
+
+
+def test_guidance_goes_through_the_heads_keys():
+    model = tiny("wan")
+    patcher = on(model, source="the head", gamma=1.0, normalised=True)
+    assert bool(make(model, 1, patcher=patcher, cfg=1.0, latent=clip_of(model)).isfinite().all())
