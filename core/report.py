@@ -70,7 +70,7 @@ class Run:
     _sums: dict[tuple[str, str, str], tuple[Any, int]] = field(default_factory=dict, repr=False)
     _events: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     _seconds: float = field(default=0.0, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def step(self, sigma: float) -> None:
         """A model call at this noise level begins."""

@@ -36,11 +36,11 @@ class Paths:
     inclusive: bool = False
 
     def at(self, frames: tuple[int, ...] | None) -> Paths:
-        """The path in these frames of the clip only; beyond its end the last frame holds."""
+        """The path in these frames of the clip only; beyond its ends the first and the last frame hold."""
         if frames is None:
             return self
         last = self.tokens.shape[1] - 1
-        return Paths(self.tokens[:, [min(f, last) for f in frames]], self.anchors, self.inclusive)
+        return Paths(self.tokens[:, [min(max(f, 0), last) for f in frames]], self.anchors, self.inclusive)
 
 
 @dataclass(frozen=True, eq=False)

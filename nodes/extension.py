@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.triton.tuning import use_directory
 from .astar import LoomAStar
+from .ditraj import LoomDiTraj, LoomSplitPrompt
 from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
 from .headhunter import LoomHeadHunter, LoomLoadHeads, LoomPictureScorer
@@ -52,6 +53,8 @@ class AttentionLoom(ComfyExtension):
             LoomAStar,
             LoomGradSAM,
             LoomSubjectMask,
+            LoomDiTraj,
+            LoomSplitPrompt,
             LoomTrackEditor,
             LoomInspector,
             LoomInspectorPictures,

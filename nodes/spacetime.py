@@ -11,6 +11,7 @@ from ..core.errors import LoomError
 from ..core.fade import NAMES, Fade, keyframes
 from ..core.methods.spacetime import Local, SpaceTime, auto_weight
 from ..core.regions import parse
+from ..core.texts import text_of
 from . import common
 
 MODES = ["contrast", "affine", "convex"]
@@ -29,7 +30,7 @@ class LoomSpaceTime(io.ComfyNode):
             category=common.category("image"),
             description=(
                 "Puts each subject where you want it, with the look you describe: the pixels of a place read a description of their own beside the prompt. "
-                "Costs a few percent per region instead of a model evaluation per region. For 2 to 5 subjects on SD 1.5, SD 2, SDXL and Wan. "
+                "Costs a few percent per region instead of a model evaluation per region. For 2 to 5 subjects on SD 1.5, SD 2, SDXL, Wan, LTX and Cosmos Predict2. "
                 "(Space-time attention, arXiv 2304.03869)"
             ),
             inputs=[
@@ -122,4 +123,4 @@ def encode(clip: Any, text: str) -> Any:
     """Context [1, M, C] of a text, as CLIP Text Encode makes it. Raises LoomError without a text encoder."""
     if clip is None:
         raise LoomError("no text encoder is connected; connect the CLIP of this model's checkpoint or loader.")
-    return clip.encode_from_tokens(clip.tokenize(text))
+    return text_of(clip.encode_from_tokens_scheduled(clip.tokenize(text)), "description")

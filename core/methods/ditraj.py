@@ -97,8 +97,10 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         frames, y, x = geometry.grid
         if geometry.still:
             raise LoomError(f"{self.owner} was given an image latent; connect a video latent.")
-        if self.boxes.shape[1] != frames:
-            raise LoomError(f"the path has {self.boxes.shape[1]} latent frames and the video {frames}; draw the path for the length of the video.")
+        if self.boxes.shape[1] < frames:
+            raise self._too(frames)
+        if any(a.shape == b.shape and bool(torch.equal(a, b)) for i, a in enumerate(self._texts) for b in self._texts[:i]):
+            warn(f"{self.owner}: two of the texts are the same, so nothing tells their regions apart")
         for sentence in doubts(self._paths(y, x), y, x):
             warn(sentence)
 
@@ -118,6 +120,8 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         if whole is not None and whole[1:] != call.q.grid[1:]:
             draft.leave(self.owner, "a conditioning of an area, in which boxes of the whole picture mean nothing")
             return
+        if call.queue is None and call.frames is None and self.boxes.shape[1] != call.q.grid[0]:
+            raise self._too(call.q.grid[0])
         if call.kind == "cross":
             self._separate(call, draft)
             return
@@ -139,8 +143,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
             draft.leave(self.owner, "the negative prompt alone")
             return
         draft.prefer(self.owner, self.backend)
-        texts: list[Tensor] = [self.background, *self.foregrounds]  # type: ignore[list-item]
-        for text, (rows, weight) in zip(texts, self._regions(call), strict=True):
+        for text, (rows, weight) in zip(self._texts, self._regions(call), strict=True):
             if len(rows):
                 k, v = projected(call, self.owner, text)
                 draft.aside(self.owner, Aside(k, v, rows, weight, positive, positive))
@@ -182,7 +185,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         """Tokens of the frames in this call."""
         assert call.q.grid is not None
         _, y, x = call.q.grid
-        return self._kept(call, "moved", lambda: moved(self._paths(y, x).at(call.frames), y, x, self.resample))
+        return self._kept(call, "moved", lambda: moved(self._paths(y, x).at(_frames(call)), y, x, self.resample))
 
     def _paths(self, y: int, x: int) -> Paths:
         return paths(self.boxes, y, x, self.inclusive)
@@ -242,7 +245,15 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
 
     @property
     def _lengths(self) -> list[int]:
-        return [text.shape[1] for text in (self.background, *self.foregrounds) if text is not None]
+        return [text.shape[1] for text in self._texts]
+
+    @property
+    def _texts(self) -> tuple[Tensor, ...]:
+        """Of the background and of each object."""
+        return () if self.background is None else (self.background, *self.foregrounds)
+
+    def _too(self, frames: int) -> LoomError:
+        return LoomError(f"the path has {self.boxes.shape[1]} latent frames and the video {frames}; draw the path for the length of the video.")
 
     def _separates(self, call: AttentionCall) -> bool:
         """Whether a call reads the joined text of background and objects: told by its length."""
@@ -263,7 +274,12 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
     def _kept(self, call: AttentionCall, what: str, make: Any) -> Any:
         if call.run is None:
             return make()
-        return call.run.kept((self.owner, what, id(self), call.q, call.k, call.frames, str(call.device)), make)
+        return call.run.kept((self.owner, what, id(self), call.q, call.k, _frames(call), str(call.device)), make)
+
+
+def _frames(call: AttentionCall) -> tuple[int, ...] | None:
+    """Latent frames of the finished clip that this call runs on, None for all."""
+    return call.frames if call.queue is None else call.queue.frames
 
 
 def _along(layout: TokenLayout, values: Tensor, outside: float) -> Tensor:

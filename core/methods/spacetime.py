@@ -83,7 +83,7 @@ class SpaceTime(Method):  # two of them are never equal: they hold tensors
         width = family.text_width(model)
         if width is None:
             raise LoomError(
-                f"{self.owner} works inside cross-attention to the prompt, and {family.name} offers none that can be used here. Connect SD 1.5, SD 2, SDXL or Wan, "
+                f"{self.owner} works inside cross-attention to the prompt, and {family.name} offers none that can be used here. Connect SD 1.5, SD 2, SDXL, Wan, LTX or Cosmos Predict2, "
                 "or place subjects with area conditioning."
             )
         for local in self.locals:

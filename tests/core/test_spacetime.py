@@ -292,8 +292,8 @@ def host():
         yield
 
 
-WIDTHS = {"sd15": 768, "sdxl": 2048, "wan": 4096, "wan_i2v": 4096, "wan_fun_reference": 4096, "wan_vace": 4096}
-CROSS = {"sd15": 10, "sdxl": 22, "wan": 2, "wan_i2v": 2, "wan_fun_reference": 2, "wan_vace": 3}
+WIDTHS = {"sd15": 768, "sdxl": 2048, "wan": 4096, "wan_i2v": 4096, "wan_fun_reference": 4096, "wan_vace": 4096, "ltx": 48, "ltx_padded_text": 48, "cosmos_predict2": 48}
+CROSS = {"sd15": 10, "sdxl": 22, "wan": 2, "wan_i2v": 2, "wan_fun_reference": 2, "wan_vace": 3, "ltx": 2, "ltx_padded_text": 2, "cosmos_predict2": 2}
 """Cross-attention calls to the prompt in one model call."""
 
 
@@ -451,8 +451,8 @@ class Encoder:
         self.read.append(text)
         return text
 
-    def encode_from_tokens(self, tokens):
-        return torch.zeros(1, 7, self.width)
+    def encode_from_tokens_scheduled(self, tokens):
+        return [[torch.zeros(1, 7, self.width), {}]]
 
 
 @pytest.mark.host

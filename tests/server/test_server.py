@@ -29,6 +29,8 @@ OURS = [
     "LoomGradSAM",
     "LoomSubjectMask",
     "LoomTrackEditor",
+    "LoomDiTraj",
+    "LoomSplitPrompt",
     "LoomInspector",
     "LoomInspectorPictures",
     "LoomReport",

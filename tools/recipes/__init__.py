@@ -4,7 +4,7 @@
 and ``workflows/api/<name>.json`` (queued headless).
 """
 
-from . import endless, heads, paths, pictures, video
+from . import endless, heads, paths, pictures, steer, video
 from .base import Node, Recipe, link
 
 __all__ = ["RECIPES", "Node", "Recipe", "link"]
@@ -28,4 +28,6 @@ RECIPES = (
     heads.find_heads_sd15,
     heads.use_found_heads_sd15,
     paths.draw_path,
+    steer.steer_object_toy,
+    steer.steer_object_wan,
 )

@@ -1,0 +1,432 @@
+"""DiTraj: moved positions against a gather of the model's own rotary table, the rules of who sees whom against fp64, and whole runs."""
+
+from dataclasses import replace
+
+import host_inprocess
+import pytest
+import tiny_models
+import torch
+from attention_loom.core.attach import attach, methods_of, record_of
+from attention_loom.core.call import AttentionCall, Block, Span, TokenLayout
+from attention_loom.core.errors import ConflictError, LoomError
+from attention_loom.core.families.base import RopePlane
+from attention_loom.core.methods.ditraj import DiTraj
+from attention_loom.core.methods.riflex import RIFLEx
+from attention_loom.core.methods.ultravico import UltraViCo
+from attention_loom.core.schedule import BlockSelection
+from attention_loom.core.texts import joined, text_of
+from attention_loom.core.trajectory import moved, paths
+from attention_loom.core.weave import Draft, weave
+from attention_loom.kernels import attend
+
+OWNER = DiTraj.owner
+LATENT = {"wan": (1, 16, 3, 8, 12), "hunyuan_video": (1, 16, 3, 8, 12), "ltx": (1, 128, 3, 4, 6), "cosmos_predict2": (1, 16, 3, 8, 12), "cosmos": (1, 16, 3, 8, 12)}
+WIDTH = {"wan": 4096, "hunyuan_video": 48, "ltx": 48, "cosmos_predict2": 48, "cosmos": 48}
+GRID = (3, 4, 6)
+PATH = torch.tensor([[[0, 0, 2 / 6, 2 / 4], [2 / 6, 1 / 4, 5 / 6, 3 / 4], [4 / 6, 2 / 4, 1, 1]]], dtype=torch.float64)
+
+
+def text(seed, width=48, n=5):
+    return torch.randn(1, n, width, generator=torch.Generator().manual_seed(seed))
+
+
+def method(name="wan", path=PATH, **settings):
+    width = WIDTH[name]
+    fronts = tuple(text(2 + i, width, 4) for i in range(len(path)))
+    return DiTraj(boxes=path, background=text(1, width, 3), foregrounds=fronts, **settings)
+
+
+# --- one call ---------------------------------------------------------------------------------------------------------
+
+H, D = 2, 12
+VIDEO = Span("video", 72, GRID)
+PLANE = RopePlane(torch.cat([torch.linspace(0, 1, 12).reshape(2, 1, 6).double()]))
+
+
+def call_of(kind, rows=(0,), batch=None, spans_q=(VIDEO,), spans_k=None, progress=0.0, steps=10, block=None, **more):
+    q = TokenLayout(spans_q)
+    k = q if spans_k is None else TokenLayout(spans_k)
+    cpu, made = torch.device("cpu"), dict(plane=PLANE) | more
+    return AttentionCall("Wan", block or Block("block", 0), kind, H, D, q, k, 1.0, progress, rows, batch or len(rows), cpu, torch.float64, steps=steps, **made)
+
+
+def tensors(n, m=None, batch=1, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(batch, H, count, D, generator=g, dtype=torch.float64) for count in (n, m or n, m or n))
+
+
+def softmax(q, k, v, mask=None):
+    logits = q @ k.transpose(-1, -2) / D**0.5
+    return torch.softmax(logits if mask is None else logits.masked_fill(~mask, float("-inf")), -1) @ v
+
+
+def draft_of(m, call):
+    draft = Draft(call)
+    assert m.wants(call)
+    m.contribute(call, draft)
+    return draft
+
+
+def test_objects_and_their_twins_do_not_see_each_other():
+    q, k, v = tensors(77)
+    call = call_of("joint", spans_q=(VIDEO, Span("text", 5)))
+    still = replace(method(), mask_end=0.0, strength=1e-30)  # a rotation by nothing leaves the rule alone
+    made = moved(paths(PATH, 4, 6), 4, 6)
+    front, twin = (torch.cat([x, torch.zeros(5, dtype=torch.bool)]) for x in (made.subject > 0, made.twin))
+    allowed = ~((front[:, None] & twin[None]) | (twin[:, None] & front[None]))
+    assert 0 < int((~allowed).sum())
+    ours = attend(q, k, v, draft_of(still, call).plan())
+    assert torch.allclose(ours, softmax(q, k, v, allowed), atol=1e-5)
+    free = draft_of(replace(still, twins=False), call).plan()
+    assert free.labels is None
+
+
+def project(width=48):
+    g = torch.Generator().manual_seed(9)
+    a, b = (torch.randn(H * D, width, generator=g, dtype=torch.float64) for _ in range(2))
+    return lambda c: (c.double() @ a.T, c.double() @ b.T)
+
+
+def heads(x):
+    return x.unflatten(-1, (H, D)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("rows", [(1, 0), (0, 1), (0,)])
+def test_each_region_reads_its_own_text(rows):
+    m, reader = method("ltx"), project()
+    q, k, v = tensors(72, 6, len(rows))
+    call = call_of("cross", rows, spans_k=(Span("text", 6),), project=reader)
+    ours = attend(q, k, v, draft_of(m, call).plan(), dense=softmax)
+    subject = moved(paths(PATH, 4, 6), 4, 6).subject
+    want = softmax(q, k, v)
+    at = rows.index(0)
+    for region, context in enumerate((m.background, *m.foregrounds)):
+        own = softmax(q[at : at + 1], *(heads(x) for x in reader(context)))[0]
+        want[at][:, subject == region] = own[:, subject == region]
+    assert torch.allclose(ours, want, atol=1e-5)
+    for i, row in enumerate(rows):
+        if row == 1:
+            assert torch.equal(ours[i], softmax(q, k, v)[i]), "the negative prompt is as before"
+
+
+def test_the_prompt_itself_as_both_texts_changes_nothing():
+    reader, prompt = project(), text(3)
+    m = DiTraj(boxes=PATH, background=prompt, foregrounds=(prompt.clone(),))
+    q = tensors(72)[0]
+    k, v = (heads(x) for x in reader(prompt))
+    call = call_of("cross", spans_k=(Span("text", 5),), project=reader)
+    assert torch.allclose(attend(q, k, v, draft_of(m, call).plan(), dense=softmax), softmax(q, k, v), atol=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "mask", "rope"), [(50, 30, 5), (4, 3, 1), (1, 1, 1), (8, 5, 1)])
+def test_both_parts_end_after_whole_steps(steps, mask, rope):
+    m = method("ltx")
+    for step in range(steps):
+        cross = draft_of(m, call_of("cross", spans_k=(Span("text", 5),), progress=step / steps, steps=steps, project=project()))
+        own = draft_of(m, call_of("self", progress=step / steps, steps=steps))
+        assert bool(cross.asides) == (step < mask), step
+        assert bool(own.rotations) == (step < rope), step
+        assert (cross.asides or cross.reasons) and (own.rotations or own.reasons)
+
+
+def test_windows_see_their_own_frames_and_the_anchor_of_the_whole():
+    m = method()
+    part = Span("video", 48, (2, 4, 6))
+    whole, window = (draft_of(m, call_of("self", spans_q=(span,), frames=frames)).plan() for span, frames in ((VIDEO, None), (part, (1, 2))))
+    assert torch.equal(whole.rotation.delta_q[24:], window.rotation.delta_q)
+    assert torch.equal(whole.labels.label_k[:, 24:], window.labels.label_k)
+
+
+JOINT = (VIDEO, Span("text", 7))
+
+
+@pytest.mark.parametrize("rows", [(1, 0), (0,)])
+def test_texts_in_one_attention_with_the_video_are_parted(rows):
+    m = replace(method("hunyuan_video"), rope_end=0.0)
+    q, k, v = tensors(79, batch=len(rows))
+    ours = attend(q, k, v, draft_of(m, call_of("joint", rows, spans_q=JOINT)).plan())
+    region = torch.cat([moved(paths(PATH, 4, 6), 4, 6).subject, torch.tensor([0] * 3 + [1] * 4)])
+    is_text = torch.arange(79) >= 72
+    allowed = (region[:, None] == region[None]) | (~is_text[:, None] & ~is_text[None])
+    at = rows.index(0)
+    want = softmax(q, k, v)
+    want[at] = softmax(q, k, v, allowed)[at]
+    assert torch.allclose(ours, want, atol=1e-5)
+
+
+def test_a_text_refiner_keeps_the_texts_apart_and_a_repeated_text_is_known():
+    m = method("hunyuan_video")
+    refiner = call_of("other", spans_q=(Span("text", 14),), block=Block("refiner", 0))
+    labels = draft_of(m, refiner).plan().labels
+    assert labels.label_k.tolist() == [[0, 0, 0, 1, 1, 1, 1] * 2]
+    assert not replace(m, mask_end=0.0).wants(refiner)
+    assert not m.wants(call_of("other", spans_q=(Span("text", 6),), block=Block("refiner", 0))), "the prompt itself"
+
+
+def test_the_prompt_of_the_joined_length_is_told_by_the_step():
+    m = replace(method("hunyuan_video"), prompt_tokens=7, rope_end=0.0)
+    assert draft_of(m, call_of("joint", spans_q=JOINT)).labels
+    assert not draft_of(m, call_of("joint", spans_q=JOINT, progress=0.9)).labels
+
+
+def test_the_same_token_may_turn_along_other_axes_and_not_along_the_same():
+    from attention_loom.core.families.base import RopeAxis
+
+    time = RopeAxis(torch.tensor([2.5, 0.5]).double(), torch.tensor([[0, 1, -1, -1, -1, -1]]))
+    plane = RopePlane(torch.tensor([[[0, 0, 1, 0.5, 0, 0]], [[0, 0, 0, 0, 1, 0.5]]], dtype=torch.float64))
+    call = call_of("self", rope=time, plane=plane)
+    riflex, path = RIFLEx(k=1), replace(method(), mask_end=0.0)
+    draft = weave((riflex, path), call, lambda m: True)
+    rotation = draft.plan().rotation
+    assert rotation.freqs.shape == (3, 1, 6) and len(draft.rotations) == 2
+    again = weave((path,), call, lambda m: True)
+    again.rotate("another", path._moves(call)[0])
+    with pytest.raises(ConflictError, match="both move the position of"):
+        again.plan()
+
+
+# --- the families -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host():
+    host_inprocess.import_host()
+    with torch.inference_mode():
+        yield
+
+
+def big(name):
+    return tiny_models.tiny(name)._replace(latent=torch.zeros(LATENT[name]))
+
+
+def gathered(table, axis, rows):
+    """The rotary table with the first rows exchanged."""
+    index = torch.arange(table.shape[axis])
+    index[: len(rows)] = rows
+    return table.index_select(axis, index)
+
+
+def source_rows():
+    """Row of the rotary table each token takes in the paper."""
+    made = moved(paths(PATH, 4, 6), 4, 6)
+    flat = torch.arange(72)
+    place = flat % 24
+    row, column = place // 6 + made.shift[:, 0].long(), place % 6 + made.shift[:, 1].long()
+    return flat // 24 * 24 + row * 6 + column
+
+
+def patch_table(monkeypatch, name, diffusion):
+    rows = source_rows()
+    if name == "wan":
+        stock = diffusion.rope_encode
+        monkeypatch.setattr(diffusion, "rope_encode", lambda *a, **k: gathered(stock(*a, **k), 1, rows))
+    elif name == "hunyuan_video":
+        stock = diffusion.pe_embedder.forward
+        monkeypatch.setattr(diffusion.pe_embedder, "forward", lambda ids: gathered(stock(ids), 2, rows))
+    elif name == "ltx":
+        import comfy.ldm.lightricks.model as lightricks
+
+        stock = lightricks.precompute_freqs_cis
+        monkeypatch.setattr(lightricks, "precompute_freqs_cis", lambda *a, **k: gathered(stock(*a, **k), 2, rows))
+    else:
+        stock = diffusion.pos_embedder.generate_embeddings
+        monkeypatch.setattr(diffusion.pos_embedder, "generate_embeddings", lambda *a, **k: gathered(stock(*a, **k), 0, rows))
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", list(LATENT))
+def test_turning_queries_and_keys_is_a_gather_of_the_rotary_table(host, monkeypatch, name):
+    model = big(name)
+    stock = tiny_models.sample(model.patcher, model, steps=1)
+    turned = attach(model.patcher, method(name, mask_end=0.0, rope_end=1.0, twins=False))
+    ours = tiny_models.sample(turned, model, steps=1)
+    assert record_of(turned).last.touched[OWNER] > 0
+    patch_table(monkeypatch, name, model.patcher.get_model_object("diffusion_model"))
+    want = tiny_models.sample(model.patcher, model, steps=1)
+    change, error = (want - stock).abs().max(), (ours - want).abs().max()
+    assert change > 1e-4 * stock.abs().max()
+    assert error < 2e-3 * change + 2e-5 * stock.abs().max(), f"{error:.2e} of {change:.2e}"
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", ["wan", "ltx", "cosmos_predict2"])
+def test_runs_on_models_with_cross_attention(host, name):
+    model = big(name)
+    stock = tiny_models.sample(model.patcher, model)
+    patched = attach(model.patcher, method(name, mask_end=0.5, rope_end=0.5))
+    ours = tiny_models.sample(patched, model)
+    run = record_of(patched).last
+    assert torch.isfinite(ours).all() and not torch.equal(ours, stock)
+    parts = {(e.kind, e.parts): n for e, n in run.entries.items() if e.planned}
+    assert set(parts) == {("self", ("labels", "rotation")), ("cross", ("asides",))}
+    assert {"after the last step of the separation" in e.reason or "after the last step of the moved positions" in e.reason for e in run.entries if not e.planned} == {True}
+    assert torch.equal(ours, tiny_models.sample(patched, model)), "a second run is the same"
+    assert torch.equal(stock, tiny_models.sample(model.patcher, model)), "the model itself is as before"
+
+
+@pytest.mark.host
+def test_texts_are_read_as_the_model_reads_its_prompt(host):
+    """A box that fills the picture with another prompt is that prompt: the projections are the block's own."""
+    everywhere = torch.tensor([[[0.0, 0.0, 1.0, 1.0]] * 3], dtype=torch.float64)
+    for name in ("wan", "ltx", "cosmos_predict2"):
+        model = big(name)
+        other = text(7, WIDTH[name])
+        ours = tiny_models.sample(attach(model.patcher, DiTraj(boxes=everywhere, background=text(8, WIDTH[name]), foregrounds=(other,), mask_end=1.0)), model)
+        want = tiny_models.sample(model.patcher, model._replace(positive=[[other, *model.positive[0][1:]]]))
+        assert (ours - want).abs().max() < 2e-4, name
+        assert (ours - tiny_models.sample(model.patcher, model)).abs().max() > 50 * (ours - want).abs().max()
+
+
+@pytest.mark.host
+def test_hunyuan_reads_the_joined_text_first_and_the_prompt_then(host):
+    model = big("hunyuan_video")
+    m = method("hunyuan_video", mask_end=0.5, rope_end=0.5)
+    texts = [m.background, *m.foregrounds]
+    both = model._replace(positive=joined(model.positive, texts, 0.5))
+    patched = attach(model.patcher, m)
+    ours = tiny_models.sample(patched, both, steps=4)
+    run = record_of(patched).last
+    assert torch.isfinite(ours).all()
+    planned = {(e.kind, e.parts) for e in run.entries if e.planned}
+    assert {("joint", ("labels", "rotation")), ("other", ("labels",))} <= planned
+    assert any(not e.planned and e.kind == "joint" for e in run.entries), "the last steps are stock"
+
+
+@pytest.mark.host
+def test_off_is_bit_identical(host):
+    model = big("wan")
+    stock = tiny_models.sample(model.patcher, model)
+    for off in (method(strength=0.0), method(mask_end=0.0, rope_end=0.0)):
+        assert methods_of(attach(model.patcher, off)) == ()
+    still = method(path=PATH[:, :1].repeat(1, 3, 1), mask_end=0.0, rope_end=1.0)
+    patched = attach(model.patcher, still)
+    assert torch.equal(stock, tiny_models.sample(patched, model)), "a box that does not move leaves positions alone"
+    assert record_of(patched).last.touched == {OWNER: 0}
+
+
+@pytest.mark.host
+def test_prompts_that_run_apart_give_the_same(host, monkeypatch):
+    model = big("wan")
+    patched = attach(model.patcher, method(rope_end=1.0))
+    together = tiny_models.sample(patched, model)
+    monkeypatch.setattr(type(model.patcher.model), "memory_required", lambda *a, **k: 1e30)
+    assert (together - tiny_models.sample(patched, model)).abs().max() < 2e-6 * together.abs().max()
+
+
+@pytest.mark.host
+def test_other_nodes_in_any_order(host):
+
+    model = big("wan")
+    others = [UltraViCo(train_frames=2, alpha=0.9), RIFLEx(k=6)]
+    mine = method(rope_end=1.0)
+    one, other = model.patcher, model.patcher
+    for m in (mine, *others):
+        one = attach(one, m)
+    for m in (*reversed(others), mine):
+        other = attach(other, m)
+    ours = tiny_models.sample(one, model)
+    assert torch.equal(ours, tiny_models.sample(other, model))
+    parts = {e.parts for e in record_of(one).last.entries if e.planned and e.kind == "self"}
+    assert any({"labels", "modulation", "rotation"} <= set(p) for p in parts)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: method(mask_end=1.5), "mask_end 1.5 was given"),
+        (lambda: DiTraj(boxes=PATH), "has 1 objects and 0 foreground texts"),
+        (lambda: attach(tiny_models.tiny("flux").patcher, method()), "moves rotary positions of a video, and FLUX has none"),
+        (lambda: attach(tiny_models.tiny("mochi").patcher, method()), "Mochi has none"),
+        (lambda: attach(tiny_models.tiny("cosmos").patcher, method()), "the text of Cosmos cannot be reached; set mask_end to 0"),
+        (lambda: attach(tiny_models.tiny("wan").patcher, method("ltx")), "has the width 48 and the model reads 4096"),
+        (lambda: tiny_models.sample(attach(big("wan").patcher, method(path=PATH[:, :2])), big("wan")), "the path has 2 latent frames and the video 3"),
+        (lambda: tiny_models.sample(attach(big("wan").patcher, method()), tiny_models.tiny("wan")), "covers 1 x 1 tokens of a picture of 3 x 2"),
+        (lambda: text_of([[text(1), {}]] * 2, "background"), "the background text consists of 2 conditionings"),
+        (lambda: text_of([[text(1), {"attention_mask": torch.tensor([[1, 0, 1, 1, 0]])}]], "background"), "leaves out tokens in its middle"),
+    ],
+)
+def test_what_does_not_fit_is_said(host, make, words):
+    with pytest.raises(LoomError, match=words):
+        make()
+
+
+def test_texts_of_a_conditioning():
+    assert text_of([[text(1), {}]], "x").shape == (1, 5, 48)
+    assert text_of([[text(1), {"attention_mask": torch.tensor([[1, 1, 1, 0, 0]])}]], "x").shape == (1, 3, 48)
+    base = [[text(1), {"pooled_output": 5, "attention_mask": 1, "start_percent": 0.2}]]
+    first, second = joined(base, [text(2, n=2), text(3, n=4)], 0.6)
+    assert first[0].shape == (1, 6, 48) and first[1] == {"pooled_output": 5, "start_percent": 0.2, "end_percent": 0.6}
+    assert second[0] is base[0][0] and second[1] == {"pooled_output": 5, "attention_mask": 1, "start_percent": 0.6, "end_percent": 1.0}
+    assert len(joined(base, [text(2)], 0.1)) == 1 and len(joined(base, [text(2)], 1.0)) == 1
+
+
+def test_blocks_can_be_chosen():
+    m = replace(method(), blocks=BlockSelection.parse("1"))
+    assert not m.wants(call_of("self")) and m.wants(call_of("self", block=Block("block", 1, 1, 2)))
+
+
+# --- the nodes --------------------------------------------------------------------------------------------------------
+
+
+def drawn(frames=9):
+    from attention_loom.core.tracks import KeyFrame, Track, Tracks
+
+    keys = (KeyFrame(0, (0.0, 0.0, 0.4, 0.5)), KeyFrame(frames - 1, (0.6, 0.5, 1.0, 1.0)))
+    return Tracks(frames, 96, 64, (Track("it", keys),))
+
+
+def texts(name):
+    width = WIDTH[name]
+    return {key: [[text(seed, width, n), {"pooled_output": torch.zeros(1, 768)}]] for key, seed, n in (("base", 4, 6), ("foreground", 5, 4), ("background", 6, 3))}
+
+
+@pytest.mark.host
+def test_the_node_samples_the_path_once_per_latent_frame(host):
+    from attention_loom.nodes.ditraj import LoomDiTraj
+
+    wan = big("wan")
+    patched, positive = LoomDiTraj.execute(wan.patcher, **texts("wan"), track=drawn(), mask_end=0.5, rope_end=0.25).result
+    (m,) = methods_of(patched)
+    assert m.boxes.shape == (1, 3, 4) and m.boxes[0, 1].tolist() == pytest.approx([0.3, 0.25, 0.7, 0.75])
+    assert (m.mask_end, m.rope_end, m.twins, m.inclusive, m.prompt_tokens) == (0.5, 0.25, True, False, 6)
+    assert len(positive) == 1 and positive[0][0].shape == (1, 6, 4096)
+    ltx = big("ltx")
+    (m,) = methods_of(LoomDiTraj.execute(ltx.patcher, **texts("ltx"), track=drawn(17)).result[0])
+    assert m.boxes.shape == (1, 3, 4), "LTX packs eight frames"
+    off, same = LoomDiTraj.execute(wan.patcher, **texts("wan"), track=drawn(), strength=0.0).result
+    assert methods_of(off) == () and len(same) == 1
+
+
+@pytest.mark.host
+def test_the_node_joins_the_texts_for_models_of_one_attention(host):
+    from attention_loom.nodes.ditraj import LoomDiTraj
+
+    model = big("hunyuan_video")
+    given = texts("hunyuan_video")
+    patched, positive = LoomDiTraj.execute(model.patcher, **given, track=drawn(), mask_end=0.5).result
+    assert [p[0].shape[1] for p in positive] == [7, 6] and positive[0][1]["end_percent"] == positive[1][1]["start_percent"] == 0.5
+    assert torch.equal(positive[0][0][:, :3], given["background"][0][0])
+    ours = tiny_models.sample(patched, model._replace(positive=positive))
+    assert torch.isfinite(ours).all() and record_of(patched).last.touched[OWNER] > 0
+    with pytest.raises(LoomError, match="has 1 objects and 2 foreground texts"):
+        LoomDiTraj.execute(model.patcher, **given, track=drawn(), foreground_2=given["base"])
+    with pytest.raises(LoomError, match="connect the track output of Draw Path"):
+        LoomDiTraj.execute(model.patcher, **given, track="{}")
+
+
+@pytest.mark.host
+def test_three_texts_of_one_line(host):
+    from attention_loom.nodes.ditraj import split
+
+    base, front, scene, *more = split("a red\n panda |  a mossy forest ", "a close-up of {subject}")
+    assert (base, front, scene, more) == ("a red panda, a mossy forest", "a close-up of a red panda", "a mossy forest", ["", "", ""])
+    assert split("a cat | a dog | a lawn", "{subject}") == ("a cat and a dog, a lawn", "a cat", "a lawn", "a dog", "", "")
+    for line, template, words in (
+        ("a cat", "{subject}", "has no subject and scene"),
+        ("a | | b", "{subject}", "no subject and scene"),
+        ("a|b|c|d|e|f", "{subject}", "5 subjects were given and 4 fit"),
+        ("a|b", "x", "has no {subject}"),
+    ):
+        with pytest.raises(LoomError, match=words):
+            split(line, template)
