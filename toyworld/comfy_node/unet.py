@@ -18,21 +18,23 @@ def load_unet(path: str):
     sizes = stated.get("model")
     if "input_blocks.0.0.weight" not in tensors or not isinstance(sizes, dict) or "model_channels" not in sizes:
         raise ValueError(f"{path} is not {WHAT}; toy models of other kinds (Wan, SD3) are loaded by ComfyUI's own UNETLoader.")
-    if (prediction := stated.get("prediction", "eps")) not in ("eps", "v"):
-        raise ValueError(f"{path} states the prediction {str(prediction)[:40]!r}; {WHAT} predicts 'eps' or 'v'.")
-    model = _build(path, sizes, tensors, prediction == "v")
+    if (prediction := stated.get("prediction", "eps")) not in ("eps", "x0"):
+        raise ValueError(f"{path} states the prediction {str(prediction)[:40]!r}; {WHAT} predicts 'eps' or 'x0'.")
+    model = _build(path, sizes, tensors)
+    if prediction == "x0":
+        model.model_sampling = _predicts_the_picture(model.model_config)
     files.check_tensors(path, WHAT, tensors, model.diffusion_model.state_dict())
     model = model.to(comfy.model_management.unet_offload_device())
     model.load_model_weights(tensors, "")
     return comfy.model_patcher.ModelPatcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device())
 
 
-def _build(path: str, sizes: dict, tensors: dict, velocity: bool):
+def _build(path: str, sizes: dict, tensors: dict):
     """The host's model object without weights."""
     import comfy.model_management
     import comfy.utils
 
-    config = _configuration(velocity)(sizes)
+    config = _configuration()(sizes)
     parameters = comfy.utils.calculate_parameters(tensors)
     dtype = comfy.model_management.unet_dtype(model_params=parameters, supported_dtypes=list(config.supported_inference_dtypes), weight_dtype=comfy.utils.weight_dtype(tensors))
     device = comfy.model_management.get_torch_device()
@@ -43,8 +45,8 @@ def _build(path: str, sizes: dict, tensors: dict, velocity: bool):
         raise ValueError(f"{path} is not {WHAT} of the sizes it states ({' '.join(str(error).split())[:200]}).") from error
 
 
-def _configuration(velocity: bool) -> type:
-    """The host's SD1.5 configuration with the sizes of a file, the sixteen latent channels of SD3's VAE and, if asked, SD2.1's kind of prediction."""
+def _configuration() -> type:
+    """The host's SD1.5 configuration with the sizes of a file and the sixteen latent channels of SD3's VAE."""
     import comfy.latent_formats
     import comfy.model_base
     import comfy.supported_models
@@ -54,9 +56,19 @@ def _configuration(velocity: bool) -> type:
         latent_format = comfy.latent_formats.SD3
 
         def model_type(self, state_dict, prefix=""):
-            return comfy.model_base.ModelType.V_PREDICTION if velocity else comfy.model_base.ModelType.EPS
+            return comfy.model_base.ModelType.EPS
 
         def inpaint_model(self) -> bool:
             return False  # the host takes more than four input channels for an inpainting model
 
     return ToySD15
+
+
+def _predicts_the_picture(config):
+    """SD1.5's noise levels for a model that predicts the picture, as the host's node ModelSamplingDiscrete sets it with "x0"."""
+    import comfy.model_sampling
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
+        pass
+
+    return Sampling(config)
