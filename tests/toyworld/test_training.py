@@ -134,6 +134,23 @@ def test_picture_latent():
         picture_latent.encode(picture[:100, :100])
 
 
+def test_a_share_of_the_scenes_is_bare_and_the_others_stay_as_they_are():
+    from attention_loom.toyworld.scenes import Mix
+    from attention_loom.toyworld.training import pools
+
+    mix = Mix(two=0.2, three=0.0)
+    whole, some = (pools.make(12, 5, "t5", True, mix, bare, progress=lambda _: None) for bare in (0.0, 0.4))
+    empty = [i for i, caption in enumerate(some.captions) if " on " not in caption]
+    assert 1 <= len(empty) < 12
+    for i in range(12):
+        if i in empty:
+            assert whole.captions[i].endswith(f" on {some.captions[i]}") and len(some.boxes[i]) == 0
+            still = some.latents[i][:, 1:].float()  # the first latent frame holds one frame, the others four
+            assert (still - still[:, :1]).abs().max() < 1e-3, "nothing moves"
+        else:
+            assert some.captions[i] == whole.captions[i] and torch.equal(some.latents[i], whole.latents[i])
+
+
 def test_objects_count_more_until_the_learning_rate_falls():
     from attention_loom.toyworld.training import pools
 

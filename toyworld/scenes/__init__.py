@@ -10,6 +10,6 @@ Example: `render(random_scene(random.Random(0), Caption.parse("a red circle boun
 from .draws import Mix, random_caption
 from .grammar import Caption, Ground, Thing
 from .layout import Scene, random_scene
-from .render import render, render_batch
+from .render import ground, render, render_batch
 
-__all__ = ["Caption", "Ground", "Mix", "Scene", "Thing", "random_caption", "random_scene", "render", "render_batch"]
+__all__ = ["Caption", "Ground", "Mix", "Scene", "Thing", "ground", "random_caption", "random_scene", "render", "render_batch"]

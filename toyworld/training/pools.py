@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import latent, picture_latent
-from ..scenes import Mix, random_scene, render
+from ..scenes import Mix, ground, random_scene, render
 from . import words
 
 CLIP_SIZE, PICTURE_SIZE = 64, 128
@@ -26,18 +26,22 @@ class Pool:
     captions: list[str]
 
 
-def make(count: int, seed: int, kind: str, moving: bool, mix: Mix, progress: Callable[[str], None] = print) -> Pool:
-    """Render `count` clips (64 x 64, native length) or pictures (128 x 128); `kind` is that of the text encoder."""
-    rng = random.Random(seed)
+def make(count: int, seed: int, kind: str, moving: bool, mix: Mix, bare: float = 0.0, progress: Callable[[str], None] = print) -> Pool:
+    """Render `count` clips (64 x 64, native length) or pictures (128 x 128); `kind` is that of the text encoder.
+
+    bare: share of scenes without an object, whose caption is the ground alone: what a text of the background means.
+    """
+    rng, emptying = random.Random(seed), random.Random(f"bare {seed}")  # apart, so that all other scenes stay the same
     latents, boxes, captions = None, [], []
     for i in range(count):
         scene = random_scene(rng, moving=moving, mix=mix)
-        frames = render(scene, size=CLIP_SIZE if moving else PICTURE_SIZE)
+        size, empty = CLIP_SIZE if moving else PICTURE_SIZE, emptying.random() < bare
+        frames = ground(scene, size).expand(scene.native if moving else 1, -1, -1, -1) if empty else render(scene, size=size)
         one = latent.encode(frames) if moving else picture_latent.encode(frames[0])
         latents = torch.empty(count, *one.shape, dtype=torch.float16) if latents is None else latents
         latents[i] = one
-        boxes.append(scene.boxes(1)[:, 0])
-        captions.append(str(scene.caption))
+        boxes.append(scene.boxes(1)[: 0 if empty else None, 0])
+        captions.append(str(scene.caption.ground if empty else scene.caption))
         if (i + 1) % 5000 == 0:
             progress(f"rendered {i + 1} of {count}")
     assert latents is not None

@@ -20,6 +20,8 @@ from .loop import amp, times
 
 SIZES = dict(model_type="t2v", in_dim=16, out_dim=16, dim=256, ffn_dim=768, freq_dim=256, text_dim=text.T5_WIDTH, num_heads=2, num_layers=4)
 MIX = Mix(two=0.35, three=0.0, textured=0.35, grounded=0.3)
+BARE = 0.06
+"""Share of clips without an object."""
 SHIFT = 3.0
 EMPTY_PROMPT = 0.1
 STAGES = ((0.25, 3, 48), (1.0, 9, 24))  # share of the steps by which it ends, latent frames, clips
@@ -58,8 +60,8 @@ class Wan(nn.Module):
             raise ValueError(f"{path} is not a toy Wan model: {[*missing.unexpected_keys, *missing.missing_keys][:4]} do not fit.")
 
     def pool(self, count: int, seed: int) -> pools.Pool:
-        """Rendered clips with one or two objects."""
-        return pools.make(count, seed, "t5", True, MIX)
+        """Rendered clips with one or two objects, some with none."""
+        return pools.make(count, seed, "t5", True, MIX, BARE)
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Noise levels [B, T] in 0..1: one for the whole clip."""
