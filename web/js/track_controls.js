@@ -50,6 +50,7 @@ const STYLE = `
   color: inherit; font: 11px/1.4 ui-monospace, monospace; white-space: pre; user-select: text; -webkit-user-select: text; }
 .loom-track .sheet .text { flex: 1; overflow: auto; line-height: 1.55; color: var(--input-text, #ddd); }
 .loom-track .sheet kbd { display: inline-block; min-width: 20px; padding: 0 5px; border-radius: 4px; border: 1px solid var(--border-color, #555); background: var(--comfy-input-bg, #222); font: 11px ui-monospace, monospace; text-align: center; }
+.loom-track.blank > .row button:not(.always), .loom-track.blank > .row select { pointer-events: none; opacity: 0.35; }
 .loom-track [hidden] { display: none !important; }
 `;
 

@@ -38,10 +38,16 @@ export class TrackPanel {
   setText(text) {
     if (text === this.text && (this.history || this.error)) return;
     this.text = text;
+    this.read();
+  }
+
+  /** The text as a drawing with no undo steps. Where it does not say for how many frames it is, it is for the clip's. */
+  read() {
     this.history = null;
     this.view = null;
     try {
-      this.history = new History(readTrack(text, this.clip.frames, this.clip.width, this.clip.height));
+      this.history = new History(readTrack(this.text, this.clip.frames, this.clip.width, this.clip.height));
+      this.sized = JSON.parse(this.text).frames !== undefined;
       this.openSheet(null);
     } catch (error) {
       this.error = error.message;
@@ -55,7 +61,8 @@ export class TrackPanel {
     const { clip } = this;
     if (clip.frames === frames && clip.width === width && clip.height === height) return;
     this.clip = { frames, width, height };
-    this.refresh();
+    if (this.history && this.sized) this.refresh();
+    else this.read();
   }
 
   /** A picture behind the boxes: an image element that is loaded, or null. */
@@ -129,6 +136,7 @@ export class TrackPanel {
 
   publish() {
     this.text = writeTrack(this.history.state);
+    this.sized = true;
     this.refresh();
     this.onChange(this.text);
   }
@@ -183,6 +191,7 @@ export class TrackPanel {
     this.leaveButton = button("leave", "", () => this.commit(setClip(this.doc, !this.doc.clip)));
     this.codeButton = button("code", "Show and edit the JSON", () => this.openSheet(this.sheetKind === "text" ? null : "text"));
     this.helpButton = button("help", "Keys and mouse (?)", () => this.openSheet(this.sheetKind === "help" ? null : "help"));
+    for (const always of [this.codeButton, this.helpButton]) always.classList.add("always");
     this.lines = el("canvas", { class: "timeline" });
     this.status = el("div", { class: "status", role: "status" });
     this.stageBox = el("div", { class: "stage" }, this.stage, this.sheet);
@@ -246,6 +255,7 @@ export class TrackPanel {
   showState() {
     const bad = this.error || "";
     this.status.classList.toggle("bad", Boolean(bad));
+    this.element.classList.toggle("blank", !this.doc);
     if (!this.doc) {
       this.status.textContent = bad;
       return;
