@@ -234,6 +234,8 @@ class Run:
 
     def _start_clip(self, steps: list[float]) -> Tensor:
         """An ordinary short clip by the same guider: plain Euler on a subset of the levels, from the host's noise."""
+        if not bool(torch.count_nonzero(self.noise)):
+            raise LoomError("neither noise nor a start clip was given; connect RandomNoise, or a latent that holds a short clip.")
         x = self._noisy(self.noise[:, :, : self.layout.frames], steps[0])
         frames = tuple(range(x.shape[2]))
         for i, (now, then) in enumerate(pairwise(steps)):

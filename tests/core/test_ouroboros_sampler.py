@@ -141,6 +141,17 @@ def test_a_tail_without_low_frequencies_is_plain_fifo_bit_for_bit(name):
     assert not torch.equal(plain, some)
 
 
+def test_clips_in_a_batch_do_not_mix():
+    """Two in a batch, of which the first is alone in another run."""
+    model = tiny("wan")
+    pair = torch.cat([clip_of(model, 1), clip_of(model, 2)])
+    both = make(model, 2, latent=pair, tail=None)
+    assert both.shape[0] == 2
+    # noise is drawn for the whole batch, so only a change of the other clip can be compared
+    other = make(model, 2, latent=torch.cat([clip_of(model, 1), clip_of(model, 3)]), tail=None)
+    assert torch.allclose(both[0], other[0], atol=1e-4) and not torch.allclose(both[1], other[1], atol=1e-2)
+
+
 def test_another_seed_makes_another_clip():
     model = tiny("wan")
     assert not torch.equal(make(model, 3), make(model, 3, seed=5))
@@ -433,6 +444,28 @@ def test_conditions_of_single_frames_are_refused(name, words):
     model = tiny(name)
     with pytest.raises(LoomError, match=words):
         make(model, 1)
+
+
+def test_pictures_and_missing_noise_are_refused():
+    from attention_loom.core.samplers.ouroboros import Ouroboros, Settings
+
+    model = tiny("wan")
+    zeros = torch.zeros_like(model.latent)
+    with pytest.raises(LoomError, match="neither noise nor a start clip"):
+        guider_of(model).sample(zeros, zeros, Ouroboros(Settings(1, partitions=2)), schedule(model.patcher, 6), disable_pbar=True, seed=0)
+    picture = torch.zeros(1, 16, 4, 6)
+    with pytest.raises(LoomError, match="a picture; an endless clip needs a video latent"):
+        guider_of(model).sample(picture, picture, Ouroboros(Settings(1, window=3, partitions=2)), schedule(model.patcher, 6), disable_pbar=True, seed=0)
+
+
+def test_a_window_beyond_the_trained_length_needs_a_choice(monkeypatch):
+    from attention_loom.core import trained
+
+    model = tiny("wan")
+    monkeypatch.setattr(trained, "known", lambda patcher: trained.Trained(((832, 480, 5),)))  # 2 latent frames
+    with pytest.raises(LoomError, match="a window of 3 latent frames was given and this model was trained on 2"):
+        make(model, 1)
+    assert make(model, 1, longer_window=True).shape[2] == 1
 
 
 def test_methods_that_follow_one_latent_are_refused():

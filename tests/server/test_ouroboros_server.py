@@ -80,6 +80,30 @@ def test_a_run_that_must_not_be_kept_is_cancelled(host, graph):
         host.run(endless(graph, 400, on_stop="cancel"), progress=watch)
 
 
+def kept(graph, **settings):
+    """With the subject kept: the node's own prompt and model."""
+    nodes = endless(graph, 2)
+    defaults = {"prompt": "0: a red circle moving right\n6: a red circle standing still", "subject": "red circle", "strength": 1.0, "guidance": 1.0, "guidance_step": "normalised"}
+    nodes["subject"] = {"class_type": "LoomEndlessSubject", "inputs": {"model": ["unet", 0], "clip": ["clip", 0]} | defaults | settings}
+    nodes["guider"]["inputs"] |= {"model": ["subject", 0], "positive": ["subject", 1]}
+    nodes["report"] = {"class_type": "LoomReport", "inputs": {"model": ["subject", 0], "after": ["sampler", 0]}}
+    return nodes
+
+
+def test_the_subject_is_kept_and_the_report_says_so(host, graph):
+    """Attention and gradients inside the server's inference mode."""
+    result = host.run(kept(graph))
+    assert latent_of(host, result).isfinite().all()
+    report = result.outputs["report"]["text"][0]
+    assert "Keep Subject in Endless Video" in report and "changed nothing" not in report
+    assert "tokens 1, 2" in result.outputs["subject"]["text"][0]
+
+
+def test_a_subject_must_stand_in_every_prompt(host, graph):
+    with pytest.raises(HostError, match="'circle' does not stand in the prompt"):
+        host.run(kept(graph, prompt="0: a red circle moving right\n6: a blue square moving left", subject="circle"))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"), [({"window": 4}, "has 3 latent frames and the window 4"), ({"resume_from": "../x"}, "is not a name"), ({"resume_from": "none"}, "no queue file none")]
 )
