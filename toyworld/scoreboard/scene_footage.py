@@ -17,9 +17,9 @@ from ..traits import STILL, motion_name
 from ..world import SHAPES, STRAIGHT
 from .footage import Footage
 
-READERS = tuple(f"toyworld/{name}.py" for name in ("edits", "fidelity", "readings", "scores", "stability", "surfaces", "traits", "world", "scoreboard/scene_footage")) + tuple(
-    f"toyworld/scenes/{name}.py" for name in ("grammar", "layout", "render", "textures", "tracks")
-)
+READERS = tuple(
+    f"toyworld/{name}.py" for name in ("edits", "fidelity", "on_path", "readings", "scores", "stability", "surfaces", "traits", "world", "scoreboard/scene_footage")
+) + tuple(f"toyworld/scenes/{name}.py" for name in ("grammar", "layout", "render", "textures", "tracks"))
 """What these numbers depend on."""
 BROKEN = 0.45
 """Overlap with the named shape below which a frame shows something else, as in the first world."""
