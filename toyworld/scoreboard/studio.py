@@ -106,7 +106,8 @@ class Studio:
             for path, kind in models.items():
                 host.put_model(kind, path)
             first = copy.deepcopy(graph)
-            first[SAMPLER]["inputs"]["steps"] = 1
+            if "steps" in first[SAMPLER]["inputs"]:
+                first[SAMPLER]["inputs"]["steps"] = 1
             host.run(first)
             self._warm = tuple(models)
         return host
