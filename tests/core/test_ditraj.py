@@ -74,7 +74,7 @@ def test_objects_and_their_twins_do_not_see_each_other():
     made = moved(paths(PATH, 4, 6), 4, 6)
     front, twin = (torch.cat([x, torch.zeros(5, dtype=torch.bool)]) for x in (made.subject > 0, made.twin))
     allowed = ~((front[:, None] & twin[None]) | (twin[:, None] & front[None]))
-    assert 0 < int((~allowed).sum())
+    assert int((~allowed).sum()) > 0
     ours = attend(q, k, v, draft_of(still, call).plan())
     assert torch.allclose(ours, softmax(q, k, v, allowed), atol=1e-5)
     free = draft_of(replace(still, twins=False), call).plan()
