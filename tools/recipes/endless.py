@@ -37,7 +37,7 @@ def endless_video_toy() -> Recipe:
     """Four clips of 93 frames by a model for 21: fresh noise, coherent tail, with the subject kept, and with prompts over time."""
     load, text = "Toy world model", "Prompt, noise, schedule"
     fresh, coherent, subject, scenes = "Fresh noise (FIFO)", "Coherent tail", "Coherent tail, subject kept", "Prompts over time"
-    size = {"frames": 24, "window": 6, "partitions": 4}
+    size = {"frames": 24, "window": 6, "partitions": 2}
     nodes = {
         "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
         "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
