@@ -72,7 +72,7 @@ class LoomDiTraj(io.ComfyNode):
         family = family_of(model.get_model_object("diffusion_model"))
         if method.off or method.mask_end == 0.0 or not family.joint:
             return io.NodeOutput(patched, base)
-        return io.NodeOutput(patched, joined(base, [method.background, *method.foregrounds], method.mask_end))
+        return io.NodeOutput(patched, joined(base, list(method.texts), method.mask_end))
 
 
 def configure(

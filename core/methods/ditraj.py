@@ -99,7 +99,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
             raise LoomError(f"{self.owner} was given an image latent; connect a video latent.")
         if self.boxes.shape[1] < frames:
             raise self._too(frames)
-        if any(a.shape == b.shape and bool(torch.equal(a, b)) for i, a in enumerate(self._texts) for b in self._texts[:i]):
+        if any(a.shape == b.shape and bool(torch.equal(a, b)) for i, a in enumerate(self.texts) for b in self.texts[:i]):
             warn(f"{self.owner}: two of the texts are the same, so nothing tells their regions apart")
         for sentence in doubts(self._paths(y, x), y, x):
             warn(sentence)
@@ -143,7 +143,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
             draft.leave(self.owner, "the negative prompt alone")
             return
         draft.prefer(self.owner, self.backend)
-        for text, (rows, weight) in zip(self._texts, self._regions(call), strict=True):
+        for text, (rows, weight) in zip(self.texts, self._regions(call), strict=True):
             if len(rows):
                 k, v = projected(call, self.owner, text)
                 draft.aside(self.owner, Aside(k, v, rows, weight, positive, positive))
@@ -245,10 +245,10 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
 
     @property
     def _lengths(self) -> list[int]:
-        return [text.shape[1] for text in self._texts]
+        return [text.shape[1] for text in self.texts]
 
     @property
-    def _texts(self) -> tuple[Tensor, ...]:
+    def texts(self) -> tuple[Tensor, ...]:
         """Of the background and of each object."""
         return () if self.background is None else (self.background, *self.foregrounds)
 
