@@ -272,9 +272,14 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         return math.floor(call.progress * call.steps + 1e-3) < math.ceil(share * call.steps - 1e-9)
 
     def _kept(self, call: AttentionCall, what: str, make: Any) -> Any:
-        if call.run is None:
-            return make()
-        return call.run.kept((self.owner, what, id(self), call.q, call.k, _frames(call), str(call.device)), make)
+        """Made once per run, or once per model call where every call has other frames (an endless clip's queue)."""
+        key = (self.owner, what, id(self), call.q, call.k, call.frames, str(call.device))
+        if call.queue is not None:
+            notes = call.queue.notes
+            if key not in notes:
+                notes[key] = make()
+            return notes[key]
+        return make() if call.run is None else call.run.kept(key, make)
 
 
 def _frames(call: AttentionCall) -> tuple[int, ...] | None:

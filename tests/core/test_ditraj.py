@@ -137,6 +137,22 @@ def test_windows_see_their_own_frames_and_the_anchor_of_the_whole():
     assert torch.equal(whole.labels.label_k[:, 24:], window.labels.label_k)
 
 
+def test_an_endless_clip_keeps_nothing_but_the_window_that_runs():
+    from attention_loom.core.call import QueueWindow
+    from attention_loom.core.report import Run
+
+    m, run = method(), Run("Wan", (OWNER,), "cpu")
+    draws = []
+    for first in range(4):
+        window = QueueWindow(0, 1, (first, first + 1), first, 0)
+        call = call_of("self", spans_q=(Span("video", 48, (2, 4, 6)),), queue=window, frames=window.frames, run=run)
+        draws.append(draft_of(m, call).plan())
+        assert draft_of(m, call).plan().rotation.delta_q is draws[-1].rotation.delta_q, "once per window"
+    assert not [key for key in run.state if OWNER in key]
+    assert torch.equal(draws[1].rotation.delta_q, draft_of(m, call_of("self")).plan().rotation.delta_q[24:])
+    assert torch.equal(draws[2].rotation.delta_q[24:], draws[3].rotation.delta_q[:24]), "beyond its end the path holds"
+
+
 JOINT = (VIDEO, Span("text", 7))
 
 
