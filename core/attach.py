@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from .guidance import EXTRA, ExtraPass
 from .methods.base import Method
 from .methods.extra import GuidanceMethod
 from .methods.guided import LatentMethod
+from .parted import parted
 from .report import Entry, Record, Run
 from .weave import Draft, weave
 
@@ -120,7 +122,7 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
 def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method, ...], run: Run) -> None:
     """Every method looks at the latent before the first step."""
     try:
-        geometry = family.geometry(diffusion, noise, None, {})
+        geometry = replace(family.geometry(diffusion, noise, None, {}), batch=noise.shape[0])
     except (IndexError, Unclear) as error:
         raise LoomError(f"the latent has the shape {tuple(noise.shape)}, which {family.name} cannot take ({error}); connect a latent made for this model.") from error
     run.grid = run.whole = geometry.grid
@@ -356,6 +358,8 @@ class _Woven:
         )
 
     def _execute(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:
+        if draft.parts:
+            return self._parted(sig, draft)
         plan = draft.plan()
         if plan.empty:
             self.run.count(Entry(call.kind, False, self._host, reason="; ".join(draft.reasons)), call)
@@ -387,3 +391,13 @@ class _Woven:
         declined = "; ".join(dict.fromkeys([*draft.reasons, *(f"{name}: {why}" for name, why in trace.declined)]))
         self.run.count(Entry(call.kind, True, self._host if trace.backend == "host" else trace.backend, owners, parts, declined), call)
         return sig.give(out)
+
+    def _parted(self, sig: signature.Signature, draft: Draft) -> Tensor:
+        """Each part of the batch by its own plan."""
+        out: Tensor | None = None
+        for elements, part in parted(draft):
+            made = self._execute(sig.only(elements), part.call, part)
+            out = made.new_empty(sig.q.shape[0], *made.shape[1:]) if out is None else out
+            out[list(elements)] = made
+        assert out is not None
+        return out

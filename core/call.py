@@ -127,7 +127,7 @@ class Geometry:
     """What one model call says about its tokens, before any attention runs.
 
     grid (T, Y, X) in tokens after patchify; text, reference: tokens of those kinds if the family can tell; still: the
-    latent has no time axis (a picture).
+    latent has no time axis (a picture). batch: pictures in the latent, 0 where it is not known.
     """
 
     grid: tuple[int, int, int]
@@ -135,6 +135,7 @@ class Geometry:
     reference: int = 0
     still: bool = False
     note: str = ""
+    batch: int = 0
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,16 @@ class Signature:
             return self.func(*self.args, **self.kwargs)
         return previous(self.func, *self.args, **self.kwargs)
 
+    def only(self, elements: tuple[int, ...]) -> Signature:
+        """The same call on some elements of its batch."""
+        batch, picked = self.q.shape[0], list(elements)
+
+        def cut(x: Any) -> Any:
+            return x[picked] if isinstance(x, Tensor) and x.ndim > 2 and x.shape[0] == batch else x
+
+        kwargs = {n: cut(x) if n in _POSITIONAL else x for n, x in self.kwargs.items()}
+        return read(self.func, *(cut(x) for x in self.args), **kwargs)
+
     def dense(self, previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
         """A dense attention ``(q, k, v, mask=None) -> [B, H, N, D]`` that runs the same backend on other tensors.
 

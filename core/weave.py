@@ -75,6 +75,11 @@ class Draft:
     readers: list[tuple[str, Callable[[Seen], None]]] = field(default_factory=list)
     taps: list[tuple[str, Callable[[Seen], Tensor]]] = field(default_factory=list)
     race: Race | None = None
+    parts: dict[tuple[int, ...], Draft] = field(default_factory=dict)
+
+    def part(self, elements: tuple[int, ...]) -> Draft:
+        """A draft for some batch elements alone, with tensors of their number; see ``core/parted.py``."""
+        return self.parts.setdefault(elements, Draft(self.call))
 
     def rotate(self, owner: str, rotation: Rotation) -> None:
         """Stage 2: move tokens along the rotary axes."""

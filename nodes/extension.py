@@ -11,6 +11,7 @@ from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
 from .headhunter import LoomHeadHunter, LoomLoadHeads, LoomPictureScorer
 from .inspector import LoomInspector, LoomInspectorPictures
+from .ir_diffusion import LoomIRDiffusion, LoomPlaceMasks, LoomSubjectBatch
 from .ouroboros import LoomDecodeEndless, LoomEndlessPrompts, LoomEndlessSubject, LoomOuroboros
 from .report import LoomReport
 from .riflex import LoomRIFLEx
@@ -53,6 +54,9 @@ class AttentionLoom(ComfyExtension):
             LoomAStar,
             LoomGradSAM,
             LoomSubjectMask,
+            LoomIRDiffusion,
+            LoomSubjectBatch,
+            LoomPlaceMasks,
             LoomDiTraj,
             LoomSplitPrompt,
             LoomTrackEditor,

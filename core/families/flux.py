@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..call import Block, Span, TokenLayout
-from .base import Family, Laid, Place, Unclear, grid_span, inside, joint, layout, length, mark_dit, number, picture_tokens, tokens
+from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, inside, joint, layout, length, mark_dit, number, picture_tokens, tokens
+from .wan import last_axes
 
 
 class Flux(Family):
@@ -35,6 +36,11 @@ class Flux(Family):
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         mark_dit(options, self.blocks(model), {"double": "double_block", "single": "single_block"})
+
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
+        """FLUX.2 has four axes, which are not read. The host lets other nodes stretch both axes."""
+        stretch = options.get("rope_options") or {}
+        return last_axes(model.pe_embedder, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..call import Block, Span
-from .base import Family, Laid, Place, grid_span, inside, joint, layout, length, mark_dit, number, picture_tokens, tokens
+from .base import Family, Laid, Place, RopePlane, grid_span, inside, joint, layout, length, mark_dit, number, picture_tokens, tokens
+from .wan import last_axes
 
 
 class QwenImage(Family):
@@ -30,6 +31,9 @@ class QwenImage(Family):
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         mark_dit(options, self.blocks(model), {"double": "double_block"})
+
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
+        return last_axes(model.pe_embedder)
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         return joint(inside(options), geometry)

@@ -23,6 +23,7 @@ from ...kernels.stages import rotate
 from ..call import Block
 from ..columns import Collector, Columns, Finished
 from ..errors import LoomError
+from ..otsu import otsu
 from ..unrotated import spectrum, unrotated
 from .base import Method
 
@@ -40,7 +41,6 @@ Which = Literal["noisier half", "all", "cleaner half"]
 WHICH = ("noisier half", "all", "cleaner half")
 FAMILIES = ("Wan", "LTX", "Cosmos")
 """Self-attention over all frames, then cross-attention to words, in every block."""
-BINS = 256
 
 
 @dataclass(eq=False)
@@ -216,17 +216,6 @@ def subject(maps: Tensor, threshold: float = 0.0) -> Tensor:
     scaled = (maps - low) / (high - low).clamp_min(1e-12)
     limit = torch.stack([otsu(m) for m in scaled]) if threshold == 0 else torch.full((len(maps),), threshold, device=maps.device)
     return (scaled > limit.to(scaled).view(-1, 1, 1, 1)) & (high > low)
-
-
-def otsu(values: Tensor) -> Tensor:
-    """The threshold in 0..1 that parts the values into two groups of the largest variance between them (Otsu 1979)."""
-    counts = torch.histc(values.float(), BINS, 0.0, 1.0).double()
-    centres = (torch.arange(BINS, dtype=torch.float64, device=values.device) + 0.5) / BINS
-    below, first = counts.cumsum(0), (counts * centres).cumsum(0)
-    above, rest = below[-1] - below, first[-1] - first
-    between = below * above * (first / below.clamp_min(1) - rest / above.clamp_min(1)) ** 2
-    best = between == between.max()  # empty bins between two groups tie: their middle is taken
-    return ((centres * best).sum() / best.sum() + 0.5 / BINS).to(values)
 
 
 def mean_key(k: Tensor, mask: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 and ``workflows/api/<name>.json`` (queued headless).
 """
 
-from . import endless, heads, paths, pictures, steer, video
+from . import endless, heads, paths, pictures, steer, subjects, video
 from .base import Node, Recipe, link
 
 __all__ = ["RECIPES", "Node", "Recipe", "link"]
@@ -30,4 +30,6 @@ RECIPES = (
     paths.draw_path,
     steer.steer_object_toy,
     steer.steer_object_wan,
+    subjects.same_subjects_toy,
+    subjects.same_subjects_sdxl,
 )
