@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import latent, signature
+from .beside import SidePass
 from .call import QUEUE, AttentionCall, Block, Seen
 from .errors import LoomError
 from .extra_pass import guide
@@ -28,8 +29,10 @@ from .guidance import EXTRA, ExtraPass
 from .methods.base import Method
 from .methods.extra import GuidanceMethod
 from .methods.guided import LatentMethod
+from .methods.ir_diffusion import IRDiffusion
 from .parted import parted
 from .report import Entry, Record, Run
+from .side_call import with_references
 from .weave import Draft, weave
 
 METHODS = "loom_methods"
@@ -82,7 +85,7 @@ def _install_wrappers(clone: Any) -> None:
     import comfy.patcher_extension as extension
 
     kinds = extension.WrappersMP
-    for kind, wrapper in ((kinds.OUTER_SAMPLE, _outer_sample), (kinds.PREDICT_NOISE, _predict_noise), (kinds.APPLY_MODEL, _apply_model)):
+    for kind, wrapper in ((kinds.OUTER_SAMPLE, _outer_sample), (kinds.PREDICT_NOISE, _predict_noise), (kinds.CALC_COND_BATCH, _calc_cond_batch), (kinds.APPLY_MODEL, _apply_model)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
 
@@ -161,6 +164,16 @@ def _predict_noise(executor: Any, x: Tensor, sigma: Tensor, model_options: dict[
     if not moving or record is None or record.current is None:
         return executor(x, sigma, given, seed)
     return latent.guide(executor, x, sigma, given, seed, moving, record.current)
+
+
+def _calc_cond_batch(executor: Any, model: Any, conds: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> Any:
+    """References that are sampled aside come before the scene."""
+    options = model_options.get("transformer_options", {})
+    method = next((m for m in options.get(METHODS, ()) if isinstance(m, IRDiffusion) and m.beside is not None), None)
+    run = None if (record := options.get(RECORD)) is None else record.current
+    if method is None or run is None or isinstance(options.get(EXTRA), SidePass):
+        return executor(model, conds, x, sigma, model_options)
+    return with_references(method, run, _progress(options, float(sigma.max())), executor, model, conds, x, sigma, model_options)
 
 
 # --- one model call -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
 from .headhunter import LoomHeadHunter, LoomLoadHeads, LoomPictureScorer
 from .inspector import LoomInspector, LoomInspectorPictures
-from .ir_diffusion import LoomIRDiffusion, LoomPlaceMasks, LoomSubjectBatch
+from .ir_diffusion import LoomIRDiffusion, LoomPlaceMasks, LoomReferencePictures, LoomSubjectBatch
 from .ouroboros import LoomDecodeEndless, LoomEndlessPrompts, LoomEndlessSubject, LoomOuroboros
 from .report import LoomReport
 from .riflex import LoomRIFLEx
@@ -56,6 +56,7 @@ class AttentionLoom(ComfyExtension):
             LoomSubjectMask,
             LoomIRDiffusion,
             LoomSubjectBatch,
+            LoomReferencePictures,
             LoomPlaceMasks,
             LoomDiTraj,
             LoomSplitPrompt,

@@ -9,10 +9,13 @@ from comfy_api.latest import io
 
 from ..core import places, regions, subject_batch
 from ..core.attach import attach
+from ..core.beside import Beside
 from ..core.errors import LoomError
 from ..core.methods.ir_diffusion import AUTO, READINGS, IRDiffusion
 from . import common
 
+LOOM_SUBJECTS = io.Custom("LOOM_SUBJECTS")
+"""References sampled aside: :class:`core.beside.Beside`."""
 PORTRAITS = 6
 """Portraits that have an input; the method itself takes more."""
 EXAMPLE = "the fox @ left\nthe owl @ right"
@@ -29,8 +32,8 @@ class LoomIRDiffusion(io.ComfyNode):
             display_name="Keep Subjects Consistent (IR-Diffusion)",
             category=common.category("image"),
             description=(
-                "Makes several subjects of a scene look like their portraits and keeps them from blending into each other, without training. Portraits and scene are sampled as one "
-                "batch, made by Subjects and Scene in One Batch; masks say where each subject is. For SD 1.5, SDXL, SD3, FLUX.1 and Qwen-Image. (IR-Diffusion, arXiv 2411.19261)"
+                "Makes several subjects of a scene look like their portraits and keeps them from blending into each other, without training. Portraits are "
+                "generated in one batch with the scene (Subjects and Scene in One Batch) or are pictures of yours (Reference Pictures); masks say where each subject is. For SD 1.5, SDXL, SD3, FLUX.1 and Qwen-Image. (IR-Diffusion, arXiv 2411.19261)"
             ),
             inputs=[
                 common.model_input(),
@@ -66,6 +69,8 @@ class LoomIRDiffusion(io.ComfyNode):
                                  tooltip="Take an empty mask for a subject that is not in the picture and leave it uncontrolled, instead of an error."),
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, optional=True,
                              tooltip="Of the dropped tokens alone. The same seed drops the same ones."),
+                LOOM_SUBJECTS.Input("subjects", optional=True,
+                                    tooltip="From Reference Pictures: portraits that are pictures, seen by the model beside the scene. The sampler then gets the scene's own prompts and latent, not the batch."),
                 io.Combo.Input("backend", options=common.BACKENDS, default="auto", optional=True,
                                tooltip="What computes the changed attention. auto takes the fastest that can; any other choice fails loudly if it cannot run."),
                 ),
@@ -97,6 +102,7 @@ def configure(
     overlap: str = "refuse",
     allow_missing: bool = False,
     seed: int = 0,
+    subjects: Beside | None = None,
     backend: str = "auto",
 ) -> IRDiffusion:
     """The node's inputs as a method. Raises LoomError."""
@@ -121,6 +127,7 @@ def configure(
         threshold=mask_threshold,
         seed=seed,
         allow_missing=allow_missing,
+        beside=subjects,
         backend=common.choice("backend", backend, common.BACKENDS),
     )
 
@@ -166,6 +173,39 @@ class LoomSubjectBatch(io.ComfyNode):
         scenes = len(latent["samples"])
         positive = subject_batch.prompts(scene, given, scenes)
         return io.NodeOutput(positive, subject_batch.prompts(negative, [negative] * len(given), scenes), made, len(given))
+
+
+class LoomReferencePictures(io.ComfyNode):
+    """References sampled aside."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Latents and prompts in, references out."""
+        return io.Schema(
+            node_id="LoomReferencePictures",
+            display_name="Reference Pictures",
+            category=common.category("image"),
+            description=(
+                "Portraits for Keep Subjects Consistent that are pictures: at every step the model sees each of them once, with as much noise as the scene has, beside the sampler's own "
+                "batch. Prompts may have any length. Costs a picture per portrait, one after the other, with the negative prompt as well unless CFG is 1."
+            ),
+            inputs=[
+                io.Latent.Input("latents", tooltip="The portraits from VAE Encode, one per subject, in the order of the masks and of the size of the scene."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, as for the scene."),
+                io.Conditioning.Input("portrait_1", tooltip="What the first picture shows."),
+                *(io.Conditioning.Input(f"portrait_{i}", optional=True, tooltip=f"What picture {i} shows.") for i in range(2, PORTRAITS + 1)),
+                *common.advanced(
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, optional=True, tooltip="Of the noise that is put over the pictures; one noise for all and for every step."),
+                ),
+            ],
+            outputs=[LOOM_SUBJECTS.Output(display_name="subjects", tooltip="For the input subjects of Keep Subjects Consistent.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, latents: Any, negative: Any, seed: int = 0, **portraits: Any) -> io.NodeOutput:
+        """One reference per prompt."""
+        given = tuple(portraits[key] for key in (f"portrait_{i}" for i in range(1, PORTRAITS + 1)) if portraits.get(key) is not None)
+        return io.NodeOutput(Beside(latents["samples"], given, negative, seed))
 
 
 class LoomPlaceMasks(io.ComfyNode):

@@ -9,7 +9,8 @@ reposition    tokens of a subject attend to its reference as well, cropped, resi
               segment of keys and values per subject, in the later layers. Rotary models: keys are turned to their new place
 mixed texts   in cross-attention the tokens of a subject read mostly the text of its own portrait: asides
 
-The references' rows are left as they are: their part of the batch takes the model's own attention (``core/parted.py``).
+The references' rows are left as they are: their part of the batch takes the model's own attention (``core/parted.py``). Or references are
+sampled aside (``core/side_call.py``): then the batch holds scenes alone, and what is read of a reference was kept from its own call.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ...kernels.plan import Aside, ExtraKV, Labels
 from ...kernels.stages import rotate
+from ..beside import Beside, SidePass, notes_key
 from ..errors import LoomError
 from ..places import apart_on_grid, bounds, on_grid
 from ..reposition import Moved, in_place, repositioned
@@ -53,7 +55,7 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
     strength: weight of the references beside the scene's own tokens, and of the mixed texts; isolation knows no part of a way.
     reading: how references are read. start_layer: first that reads them, :data:`AUTO` = the family's. read_from, read_to: share of
     the sampling in which they are read. dropout: share of a subject's tokens that do not read its reference, drawn anew at each
-    step from ``seed``. cross: lambda of the mixed texts. bias: on the logits of references. threshold: of masks on token grids, 0 = Otsu's.
+    step from ``seed``. beside: references sampled aside, None where they stand in the batch. cross: lambda of the mixed texts. bias: on the logits of references. threshold: of masks on token grids, 0 = Otsu's.
     """
 
     owner: ClassVar[str] = "Keep Subjects Consistent (IR-Diffusion)"
@@ -74,6 +76,7 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
     threshold: float = 0.5
     seed: int = 0
     allow_missing: bool = False
+    beside: Beside | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("strength", self.strength), ("cross_lambda", self.cross), ("reference_start", self.read_from), ("reference_end", self.read_to)):
@@ -88,6 +91,8 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
         count = self.scene.shape[1]
         if count != len(self.references):
             raise LoomError(f"{count} scene masks and {len(self.references)} reference masks were given; connect one of each per subject, in the same order.")
+        if self.beside is not None and count != len(self.beside.prompts):
+            raise LoomError(f"{count} subjects have masks and {len(self.beside.prompts)} references were given; connect one of each per subject, in the same order.")
         if count > MOST:
             raise LoomError(f"{count} subjects were given and {MOST} fit; take some out.")
         for number in range(count):
@@ -102,6 +107,18 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
     def subjects(self) -> int:
         """S."""
         return len(self.references)
+
+    @property
+    def _first(self) -> int:
+        """Place of the first scene in the batch."""
+        return self.subjects if self.beside is None else 0
+
+    def needs_references(self, progress: float) -> bool:
+        """Whether anything reads references at this part of the sampling."""
+        return self.cross > 0 or (self.reading != "off" and self._inside(progress))
+
+    def _inside(self, progress: float) -> bool:
+        return self.read_from <= progress < self.read_to or (self.read_to >= 1.0 and progress >= self.read_from)
 
     @property
     def off(self) -> bool:
@@ -132,7 +149,9 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
 
     def _targets(self, batch: int) -> int:
         """Scenes in a batch that begins with the references."""
-        targets = batch - self.subjects
+        targets = batch - self._first
+        if self.beside is not None and len(self.scene) not in (1, batch):
+            raise LoomError(f"the latent has {batch} pictures, and masks of {len(self.scene)} scenes were given; connect masks of one scene, or of each.")
         if targets < 1 or (len(self.scene) > 1 and len(self.scene) != targets):
             raise LoomError(
                 f"the latent has {batch} pictures, and the masks are for {self.subjects} references and {len(self.scene)} scenes, references first; "
@@ -147,6 +166,10 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Stages 5, 6 and 9."""
         self._insist(call)
+        if isinstance(call.extra, SidePass):
+            if self.beside is not None:
+                self._keep(call, call.extra)
+            return
         draft.prefer(self.owner, self.backend)
         made = False
         for scene, group in self._groups(call):
@@ -172,7 +195,7 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
         """(scene mask, elements) for batch elements that follow the same masks; each with the first element of its chunk."""
         chunks = elements(call)
         targets = self._targets(len(chunks[0]))
-        each = [tuple((c.start + self.subjects + t, c.start) for c in chunks) for t in range(targets)]
+        each = [tuple((c.start + self._first + t, c.start) for c in chunks) for t in range(targets)]
         if len(self.scene) > 1:
             yield from enumerate(each)
         else:
@@ -212,8 +235,7 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
     def _reads(self, call: AttentionCall) -> bool:
         """Whether references are read in this layer and step."""
         start = self.start_layer if self.start_layer >= 0 else round(START.get(call.family, 0.5) * call.block.total)
-        inside = self.read_from <= call.progress < self.read_to or (self.read_to >= 1.0 and call.progress >= self.read_from)
-        return self.reading != "off" and call.block.ordinal >= start and inside
+        return self.reading != "off" and call.block.ordinal >= start and self._inside(call.progress)
 
     def _labels(self, call: AttentionCall, scene: int) -> Labels:
         """Kinds of token: 0 background and text, which all see and which see all; i the subject i, which sees itself and those."""
@@ -239,10 +261,11 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
             moved = self._moved(call, scene, i)
             if moved is None:
                 continue
-            own = [first + i for _, first in group]
-            k, v = (torch.stack([x[e].index_select(1, moved.source) for e in own]) for x in (call.seen.k, call.seen.v))
-            if moved.turns:
-                k = rotate(k, moved.shift, call.plane.freqs.float().to(k.device), call.plane.pairing)  # type: ignore[union-attr,attr-defined]
+            if self.beside is None:
+                own = [first + i for _, first in group]
+                k, v = _picked(call, own, moved)
+            else:
+                k, v = self._kept_of(call, scene, i, group)
             weight = None if bias == 0 else torch.full((1, 1, k.shape[2]), bias, device=k.device)
             yield ExtraKV(k, v, weight, rows[i])
 
@@ -285,6 +308,30 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
 
         return self._kept(call, ("rows", scene, step, call.q, str(call.device)), make)
 
+    # --- references aside -----------------------------------------------------------------------------------------------
+
+    def _keep(self, call: AttentionCall, mark: SidePass) -> None:
+        """What the scene will read of the reference under way: its keys and values where they go, or its text's."""
+        assert call.seen is not None
+        place = (call.block, call.kind, call.turn, mark.role, mark.subject)
+        if call.kind == "cross":
+            mark.notes[(*place, 0)] = (call.seen.k, call.seen.v)
+            return
+        for scene in range(len(self.scene)) if self._reads(call) else ():
+            moved = self._moved(call, scene, mark.subject)
+            if moved is not None:
+                mark.notes[(*place, scene)] = _picked(call, [0], moved)
+
+    def _kept_of(self, call: AttentionCall, scene: int, subject: int, group: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+        """Keys and values [E, H, n, D] of a reference for the elements of a group, each by its prompt's role."""
+        notes = {} if call.run is None else call.run.state.get(notes_key(self), {})
+        size = call.batch // len(call.rows)
+        found = [notes.get((call.block, call.kind, call.turn, min(call.rows[e // size], 1), subject, scene)) for e, _ in group]
+        if any(f is None for f in found):
+            raise LoomError(f"{self.owner} found no reference in {call.block}: another node skips or replaces this block where references run alone. Take that node out.")
+        k, v = (torch.cat([f[n] for f in found if f is not None]) for n in (0, 1))
+        return k, v
+
     # --- cross-attention ------------------------------------------------------------------------------------------------
 
     def _mix(self, call: AttentionCall, draft: Draft, scene: int, group: tuple[tuple[int, int], ...]) -> None:
@@ -297,7 +344,7 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
             if not len(rows):
                 continue
             own = [first + i for _, first in group]
-            k, v = call.seen.k[own], call.seen.v[own]
+            k, v = (call.seen.k[own], call.seen.v[own]) if self.beside is None else self._kept_of(call, 0, i, group)
             weight = torch.full((len(rows),), self.strength * self.cross, device=call.device)
             each = tuple(range(len(group)))
             draft.part(tuple(element for element, _ in group)).aside(self.owner, Aside(k, v, rows, weight, each, each))
@@ -310,6 +357,15 @@ class _Placed:
     source: Tensor
     shift: Tensor
     turns: bool
+
+
+def _picked(call: AttentionCall, own: list[int], moved: _Placed) -> tuple[Tensor, Tensor]:
+    """Keys and values [E, H, n, D] of batch elements, at the place they are moved to."""
+    assert call.seen is not None
+    k, v = (torch.stack([x[e].index_select(1, moved.source) for e in own]) for x in (call.seen.k, call.seen.v))
+    if moved.turns:
+        k = rotate(k, moved.shift, call.plane.freqs.float().to(k.device), call.plane.pairing)  # type: ignore[union-attr,attr-defined]
+    return k, v
 
 
 @dataclass(frozen=True)

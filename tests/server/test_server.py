@@ -30,6 +30,7 @@ OURS = [
     "LoomSubjectMask",
     "LoomIRDiffusion",
     "LoomSubjectBatch",
+    "LoomReferencePictures",
     "LoomPlaceMasks",
     "LoomTrackEditor",
     "LoomDiTraj",

@@ -32,4 +32,5 @@ RECIPES = (
     steer.steer_object_wan,
     subjects.same_subjects_toy,
     subjects.same_subjects_sdxl,
+    subjects.subjects_from_pictures_sdxl,
 )
