@@ -18,7 +18,7 @@ from attention_loom.core.reposition import in_place, repositioned
 from attention_loom.core.subject_batch import latents, prompts
 from attention_loom.core.weave import Draft
 from attention_loom.kernels import attend
-from attention_loom.kernels.plan import Probe
+from attention_loom.kernels.plan import Labels, Probe
 
 OWNER = IRDiffusion.owner
 H, D = 2, 12
@@ -78,6 +78,10 @@ def test_scene_masks_are_parted_and_grown():
     rows, columns = (int(grown[0].any(d).sum()) for d in (1, 0))
     assert (rows, columns) == (side, side) and not (grown[0] * grown[1]).any() and torch.equal(grown[1], small[1])
     assert torch.equal(refined(small, 0.0), small)
+    beside = torch.stack([box(0.4, 0.5, 0.1, 0.2), box(0, 1, 0.25, 1)])
+    assert torch.equal(refined(beside, 0.5)[1], beside[1]) and not (refined(beside, 0.5)[0] * beside[1]).any()
+    three = disjoint(torch.stack([box(0, 1, 0, 0.6), box(0.9, 1, 0.9, 1), box(0, 1, 0.3, 1)]), "first wins")
+    assert int(three.sum(0).max()) == 1
     holed = box(0.2, 0.8, 0.2, 0.8).bool()
     holed[15, 24] = False
     assert torch.equal(closed(holed, 4), box(0.2, 0.8, 0.2, 0.8).bool())
@@ -307,6 +311,10 @@ def test_a_batch_in_parts_keeps_what_others_ask_of_it():
     draft = draft_of(method(reading="off"), call)
     bias = torch.randn(3, 1, Y * X, generator=torch.Generator().manual_seed(2))
     draft.bias("other", bias)
+    kinds = Labels(torch.tensor([0, 1, 0]).to(torch.int8)[:, None].expand(3, Y * X), torch.full((3, Y * X), 3), 2)
+    other = Draft(call, parts=draft.parts)
+    other.admit("other", kinds)
+    assert [part.labels[0][1].label_k[:, 0].tolist() for _, part in parted(other)] == [[0], [0, 1]]
     for elements, part in parted(draft):
         assert torch.equal(part.plan().key_bias, bias[list(elements)]) and part.call.batch == len(elements)
         assert (part.plan().labels is not None) == (elements == (2,))
