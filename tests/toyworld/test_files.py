@@ -202,7 +202,7 @@ BAD = {
     "unet: other prediction": (
         UNET,
         lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", {"toyworld": '{"model": {"model_channels": 64}, "prediction": "v"}'}),
-        "predicts 'eps' or 'v'",
+        "predicts 'eps' or 'x0'",
     ),
     "unet: odd sizes": (UNET, lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", {"toyworld": '{"model": {"model_channels": 64}}'}), "sizes it states"),
     "unet: tensor missing": (UNET, lambda f, t: _rewrite(f / "scenes_sd15.safetensors", t / "a", drop="out.2.bias"), "out.2.bias is missing"),

@@ -9,7 +9,7 @@ import shutil
 import numpy
 import pytest
 import torch
-from attention_loom.toyworld import fidelity, measures, pictures, scores, world
+from attention_loom.toyworld import fidelity, measures, on_path, pictures, scores, world
 from attention_loom.toyworld.host import CHECKPOINTS
 from attention_loom.toyworld.scoreboard import __main__ as cli
 from attention_loom.toyworld.scoreboard import keys, rows, scene_footage, show, tables
@@ -73,15 +73,20 @@ def board(tmp_path):
 
 @pytest.mark.parametrize("row", rows.all_rows(), ids=lambda row: row.name)
 def test_registered_rows_keep_the_contract(row):
-    known = {**measures.COLUMNS, **fidelity.COLUMNS, "pairs": ""} if row.world == "wan" else {**scores.COLUMNS, **scene_footage.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
+    known = (
+        {**measures.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
+        if row.world == "wan"
+        else {**scores.COLUMNS, **scene_footage.COLUMNS, **on_path.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
+    )
     assert {judge.reads for judge in row.judges} <= set(known)
     first, other = row.shots(2, 16)
     for one in (arm for arm in row.arms if arm.graph):
         graph = one.graph(first)
-        assert graph[SAMPLER]["class_type"] == "KSampler"
+        endless = any(node["class_type"] == "LoomOuroboros" for node in graph.values())
+        assert graph[SAMPLER]["class_type"] == ("SamplerCustomAdvanced" if endless else "KSampler")
         assert graph[SAVE]["class_type"] == "SaveImage" if row.setting.picture else graph[SAVE]["inputs"]["lossless"] is True
-        assert (REPORT in graph) == any(node["class_type"].startswith("Loom") for key, node in graph.items() if key != REPORT)
-        assert row.setting.picture or graph["latent"]["inputs"]["length"] == 4 * row.latent_frames - 3
+        assert (REPORT in graph) == any(node["class_type"].startswith("Loom") and "model" in node["inputs"] for key, node in graph.items() if key != REPORT)
+        assert endless or row.setting.picture or graph["latent"]["inputs"]["length"] == 4 * row.latent_frames - 3
         assert graph["unet"]["inputs"]["unet_name"] == row.models[0][0]
         assert graph != one.graph(other)
         assert keys.clip_key(graph, (), one.code)
@@ -91,7 +96,12 @@ def test_registered_rows_keep_the_contract(row):
 
 def test_arms_of_a_row_are_paired():
     for row in rows.all_rows():
-        noise = {(g[SAMPLER]["inputs"]["seed"], g["positive"]["inputs"]["text"]) for a in row.arms if a.graph for g in [a.graph(row.shots(1, 16)[0])]}
+        noise = {
+            (g["noise"]["inputs"]["noise_seed"] if "noise" in g else g[SAMPLER]["inputs"]["seed"], g["positive"]["inputs"]["text"])
+            for a in row.arms
+            if a.graph
+            for g in [a.graph(row.shots(1, 16)[0])]
+        }
         assert len(noise) == 1
 
 
