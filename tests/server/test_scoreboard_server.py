@@ -9,7 +9,7 @@ from attention_loom.toyworld.scoreboard.worlds import WORLDS
 from PIL import Image
 
 pytestmark = pytest.mark.server
-FEW = ["--seeds", "2", "--steps", "3", "--only", "riflex", "sparse-25"]
+FEW = ["--seeds", "2", "--steps", "3", "--only", "riflex-2x", "sparse-25"]
 
 
 def test_a_small_scoreboard(host, tmp_path, capsys):
