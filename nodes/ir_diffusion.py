@@ -151,7 +151,7 @@ class LoomSubjectBatch(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The negative prompt, for portraits and scene alike."),
                 io.Latent.Input("latent", tooltip="The scene's empty latent. Several pictures in it are several scenes with the same subjects."),
                 io.Conditioning.Input("portrait_1", tooltip="The first subject alone, described as in the scene."),
-                *(io.Conditioning.Input(f"portrait_{i}", optional=True, tooltip=f"The text of subject {i} alone, as for its portrait.") for i in range(2, PORTRAITS + 1)),
+                *(io.Conditioning.Input(f"portrait_{i}", optional=True, tooltip=f"Subject {i} alone, described as in the scene.") for i in range(2, PORTRAITS + 1)),
                 *common.advanced(
                 io.Latent.Input("reference_latent", optional=True,
                                 tooltip="Latents for the portraits to start from, one per subject, for a second pass with denoise below 1. Without it they start empty like the scene."),
