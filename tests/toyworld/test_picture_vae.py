@@ -95,14 +95,22 @@ def test_round_trip_of_pictures():
     assert sum(_psnr(a, b) for a, b in zip(decoded, pictures)) / len(pictures) >= BAR
 
 
-def test_round_trip_of_clips():
-    """It reaches less than the gate asks for (BAR), which the checkpoints' table says; it must not get worse."""
+def _round_trip_of_clips():
     vae = _load(host.CHECKPOINTS / "scenes_wan_vae.safetensors")
     rng = random.Random(10_000)
     clips = [render(random_scene(rng, mix=Mix(two=0.35, three=0.0))) for _ in range(6)]
     with torch.inference_mode():
         values = [_psnr(vae.decode(vae.encode(clip)), clip) for clip in clips]
-    assert sum(values) / len(values) >= 26.0
+    return sum(values) / len(values)
+
+
+def test_clips_do_not_get_worse_than_they_are():
+    assert _round_trip_of_clips() >= 26.0
+
+
+@pytest.mark.xfail(strict=True, reason="the clip VAE reaches 26.7 dB of the 30 the gate asks for; take this mark off when it does")
+def test_round_trip_of_clips():
+    assert _round_trip_of_clips() >= BAR
 
 
 @pytest.mark.parametrize(
