@@ -90,10 +90,7 @@ class Blob:
 
     def tokens(self, y: int, x: int) -> Tensor:
         """bool [y, x]: tokens whose centre is inside (a mask: that it covers by half); at least the one nearest to the centre."""
-        if self.mask is not None:
-            found = torch.nn.functional.interpolate(self.mask[None, None].float(), (y, x), mode="area")[0, 0] >= 0.5
-        else:
-            found = self._inside(*self._centres(y, x))
+        found = self._inside(*self._centres(y, x)) if self.mask is None else _half_covered(self.mask, y, x)
         if not bool(found.any()):
             found[self.nearest(y, x)] = True
         return found
@@ -133,3 +130,7 @@ class Blob:
         """The longer side of the object, pixels."""
         left, top, right, bottom = self.edges
         return max(right - left, bottom - top)
+
+
+def _half_covered(mask: Tensor, y: int, x: int) -> Tensor:
+    return torch.nn.functional.interpolate(mask[None, None].float(), (y, x), mode="area")[0, 0] >= 0.5

@@ -30,11 +30,15 @@ def parted(draft: Draft) -> list[tuple[Elements, Draft]]:
     for elements, own in draft.parts.items():
         for element in elements:
             if element in taken:
-                raise ConflictError(taken[element][0], own.owners[0], "both rule over the same pictures of the batch", "Use them in different percent windows.")
+                first, second = (next(iter(names), "a method") for names in (taken[element], own.owners))
+                raise ConflictError(first, second, "both rule over the same pictures of the batch", "Use them in different percent windows.")
             taken[element] = own.owners
-    owner = next(own.owners[0] for own in draft.parts.values())
+    owner = next((own.owners[0] for own in draft.parts.values() if own.owners), "a method")
     if draft.probes:
         raise ConflictError(owner, draft.probes[0][0], "one reads the attention of the whole batch and the other parts it", "Use them on different blocks.")
+    whole = [name for name, *_ in (*draft.swaps, *draft.reworks, *draft.results)]
+    if whole:
+        raise ConflictError(owner, whole[0], "one changes the attention of the whole batch and the other parts it", "Use them on different blocks.")
     for name, _ in draft.sparse:
         draft.leave(name, f"{owner} rules over part of the batch here, so it stays dense")
     rest = tuple(e for e in range(draft.call.batch) if e not in taken)
@@ -44,7 +48,7 @@ def parted(draft: Draft) -> list[tuple[Elements, Draft]]:
 
 def _joined(common: Draft, own: Draft) -> Draft:
     out = Draft(common.call, left=[*common.left, *own.left], backends=[*common.backends, *own.backends])
-    for name in ("rotations", "modulations", "biases", "labels", "segments", "mixes", "asides", "edits"):
+    for name in ("rotations", "modulations", "biases", "labels", "segments", "mixes", "asides", "edits", "swaps", "reworks", "results"):
         getattr(out, name).extend([*getattr(common, name), *getattr(own, name)])
     return out
 

@@ -44,7 +44,8 @@ class Entry:
 class Run:
     """One sampling run of one patched model.
 
-    grid: of the last model call, which may be an area or a window; whole: of the latent that is sampled.
+    grid: of the last model call, which may be an area or a window; whole: of the latent that is sampled. noise: the sampler begins with, held until
+    the run ends.
     """
 
     family: str
@@ -67,6 +68,7 @@ class Run:
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     passes: Counter[str] = field(default_factory=Counter)
     state: dict[Any, Any] = field(default_factory=dict, repr=False)
+    noise: torch.Tensor | None = field(default=None, repr=False)
     _sums: dict[tuple[str, str, str], tuple[Any, int]] = field(default_factory=dict, repr=False)
     _events: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     _seconds: float = field(default=0.0, repr=False)
@@ -150,6 +152,7 @@ class Run:
         if self.device.startswith("cuda"):
             self.peak_mb = torch.cuda.max_memory_allocated() / 2**20
         self.state.clear()
+        self.noise = None
 
     @property
     def density(self) -> dict[str, float]:

@@ -55,6 +55,21 @@ class Signature:
         kwargs = {n: cut(x) if n in _POSITIONAL else x for n, x in self.kwargs.items()}
         return read(self.func, *(cut(x) for x in self.args), **kwargs)
 
+    def reading(self, k: Tensor, v: Tensor) -> Signature:
+        """The same call on other keys and values [B, Hk, Nk, D]."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for name, x in (("k", k), ("v", v)):
+            given = x.transpose(1, 2).flatten(2) if self.flat_in else x
+            if name in kwargs:
+                kwargs[name] = given
+            else:
+                args[_POSITIONAL.index(name)] = given
+        return read(self.func, *args, **kwargs)
+
+    def take(self, out: Tensor) -> Tensor:
+        """A result in the caller's layout as [B, H, Nq, D]: the inverse of :meth:`give`."""
+        return out.unflatten(-1, (self.heads, -1)).transpose(1, 2) if self.flat_out else out
+
     def dense(self, previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
         """A dense attention ``(q, k, v, mask=None) -> [B, H, N, D]`` that runs the same backend on other tensors.
 

@@ -14,8 +14,10 @@ stage  part               when two methods contribute
 7      head mix           one writer per head
 8      probes             union
 9      asides             added
-10     output edits       one writer per row
+10     output edits       one writer per row; one method may rework the whole result
 =====  =================  =====================================================================
+
+Before all of them one method may put other keys and values in the place of the call's own (``Draft.swap``).
 
 (Stage 1, token order, belongs to the kernels.)
 """
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -74,6 +76,9 @@ class Draft:
     left: list[tuple[str, str]] = field(default_factory=list)
     readers: list[tuple[str, Callable[[Seen], None]]] = field(default_factory=list)
     taps: list[tuple[str, Callable[[Seen], Tensor]]] = field(default_factory=list)
+    swaps: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    reworks: list[tuple[str, Callable[[Tensor], Tensor]]] = field(default_factory=list)
+    results: list[tuple[str, Callable[[Tensor], None]]] = field(default_factory=list)
     race: Race | None = None
     parts: dict[tuple[int, ...], Draft] = field(default_factory=dict)
 
@@ -131,6 +136,41 @@ class Draft:
         """Add a term [B, H, Nq, D] to the result, whatever computed it: zeros that a gradient is taken through. No part of the plan."""
         self.taps.append((owner, tap))
 
+    def swap(self, owner: str, k: Tensor, v: Tensor) -> None:
+        """Before all stages: keys and values [B, Hk, Nk, D] in the place of the call's own, which everything else then acts on."""
+        self.swaps.append((owner, k, v))
+
+    def rework(self, owner: str, rework: Callable[[Tensor], Tensor]) -> None:
+        """After all stages: what becomes of the result [B, H, Nq, D]; for edits that depend on it, which a row edit cannot."""
+        self.reworks.append((owner, rework))
+
+    def result(self, owner: str, reader: Callable[[Tensor], None]) -> None:
+        """Let ``reader`` look at the result [B, H, Nq, D] of the call. It is no part of the plan: stock calls stay stock."""
+        self.results.append((owner, reader))
+
+    def replaced(self) -> tuple[Tensor, Tensor] | None:
+        """The keys and values of :meth:`swap`. Raises ConflictError where two methods give some, or another adds its own."""
+        for owner, _, _ in self.swaps:
+            others = [name for name, *_ in (*self.swaps, *self.segments) if name != owner]
+            if others:
+                rule = "one takes other keys and values in the place of those the other adds to"
+                raise ConflictError(owner, others[0], rule, "Use them on different blocks or in different percent windows.")
+        return None if not self.swaps else self.swaps[0][1:]
+
+    def reworked(self, out: Tensor) -> Tensor:
+        """The result after :meth:`rework`, the same tensor where nobody has any. Raises ConflictError where two methods do."""
+        if len(self.reworks) > 1:
+            advice = "Use them on different blocks or in different percent windows."
+            raise ConflictError(self.reworks[0][0], self.reworks[1][0], "both write the whole result", advice)
+        for _, rework in self.reworks:
+            out = rework(out)
+        return out
+
+    @property
+    def steps_aside(self) -> bool:
+        """Whether anything is asked for beside the plan that changes the result."""
+        return bool(self.swaps or self.reworks)
+
     def leave(self, owner: str, reason: str) -> None:
         """Note why a method that wanted this call did nothing to it; the report shows it."""
         self.left.append((owner, reason))
@@ -165,6 +205,9 @@ class Draft:
         (owner, blocks), rest = self.sparse[0], self.sparse[1:]
         if rest:
             raise ConflictError(owner, rest[0][0], "both choose which blocks are computed", "Keep one sparse pattern per block and percent window.")
+        if self.swaps:
+            self.leave(owner, f"{self.swaps[0][0]} reads another picture's keys here, so it stays dense")
+            return None
         if self._gives_way:
             self.leave(owner, f"{self.probes[0][0]} reads the attention here, so it stays dense")
             return None
@@ -181,14 +224,16 @@ class Draft:
 
     @property
     def _gives_way(self) -> bool:
-        return bool(self.probes) and not any(isinstance(blocks, BlockPlan) for _, blocks in self.sparse)
+        return bool(self.swaps) or (bool(self.probes) and not any(isinstance(blocks, BlockPlan) for _, blocks in self.sparse))
 
     @property
     def owners(self) -> tuple[str, ...]:
         """Who contributed, sorted."""
         sparse = [] if self._gives_way else self.sparse
-        parts = (self.rotations, self.modulations, self.biases, self.labels, sparse, self.segments, self.mixes, self.probes, self.asides, self.edits)
-        return tuple(sorted({owner for part in parts for owner, _ in part}))
+        parts: tuple[Iterable[tuple[Any, ...]], ...] = (
+            self.rotations, self.modulations, self.biases, self.labels, sparse, self.segments, self.mixes, self.probes, self.asides, self.edits, self.swaps, self.reworks,
+        )  # fmt: skip
+        return tuple(sorted({found[0] for part in parts for found in part}))
 
     def backend(self) -> str:
         """The one backend asked for, or "auto". Raises ConflictError when two methods insist on different ones."""
