@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .guidance import ExtraPass
     from .report import Run
 
+T = TypeVar("T")
 Project = Callable[[Tensor], tuple[Tensor, Tensor]]
 Kind = Literal["self", "cross", "joint", "other"]
 SpanKind = Literal["text", "image", "video", "reference", "other"]
@@ -73,6 +75,14 @@ class TokenLayout:
                 return offset, offset + span.length
             offset += span.length
         return None
+
+    def along(self, values: Tensor, outside: float) -> Tensor:
+        """[N, ...]: values [T * Y * X, ...] of the grid's tokens at their places, ``outside`` for all other tokens."""
+        out = torch.full((self.length, *values.shape[1:]), outside, dtype=values.dtype, device=values.device)
+        if self.grid_span is not None:
+            offset, span = self.grid_span
+            out[offset : offset + span.length] = values
+        return out
 
     def frame_ids(self, device: torch.device) -> Tensor:
         """int16 [N]: frame of each grid token, -1 outside the grid. Cached: the same tensor for the same layout."""
@@ -180,6 +190,20 @@ class AttentionCall:
     seen: Seen | None = field(default=None, compare=False, repr=False)
     queue: QueueWindow | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def step(self) -> int:
+        """The scheduled step this call belongs to, 0 first; samplers that evaluate between two steps belong to the earlier one."""
+        return math.floor(self.progress * self.steps + 1e-3)
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make()`` gives, made once per run. Never in inference mode, whose tensors could not take part in a gradient later."""
+
+        def plain() -> T:
+            with torch.inference_mode(False):
+                return make()
+
+        return plain() if self.run is None else self.run.kept(key, plain)
+
 
 @dataclass(frozen=True, eq=False)
 class QueueWindow:
@@ -187,7 +211,8 @@ class QueueWindow:
 
     number: of the window, 0 at the clean end, of ``count``; frames: absolute latent frames of the finished clip; iteration: one per
     frame that leaves; lap: changes when the window has new content throughout, so what was learned of the old one is stale.
-    scene: frame from which the positive prompt of this call holds. memory: what is remembered from earlier iterations, by name. notes: what a method writes down in this call and reads later in it.
+    scene: frame from which the positive prompt of this call holds. memory: what is remembered from earlier iterations, by name.
+    notes: what a method writes down in this call and reads later in it.
     """
 
     number: int

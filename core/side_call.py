@@ -18,7 +18,7 @@ from .errors import LoomError
 from .guidance import EXTRA
 
 if TYPE_CHECKING:
-    from .methods.ir_diffusion import IRDiffusion
+    from .methods.referenced import ReferencedMethod
     from .report import Run
 
 
@@ -31,7 +31,9 @@ class _Ready:
     conds: tuple[list[Any], list[Any]]
 
 
-def with_references(method: IRDiffusion, run: Run, progress: float, executor: Callable[..., Any], model: Any, conds: Any, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> Any:
+def with_references(
+    method: ReferencedMethod, run: Run, progress: float, executor: Callable[..., Any], model: Any, conds: Any, x: Tensor, sigma: Tensor, options: dict[str, Any]
+) -> Any:
     """One evaluation of all conditionings with the references seen before. options: the host's model options."""
     beside = method.beside
     assert beside is not None

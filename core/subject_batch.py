@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import LoomError
 from .methods.ir_diffusion import MOST
+from .texts import single
 
 PER_ROW = ("pooled_output",)
 """Tensors of a conditioning that have one row for each picture."""
@@ -24,8 +25,8 @@ def prompts(scene: Any, portraits: list[Any], scenes: int) -> Any:
     """
     if len(portraits) > MOST:
         raise LoomError(f"{len(portraits)} portraits were given and {MOST} fit; take some out.")
-    entries = [_single(c, f"portrait {i} prompt") for i, c in enumerate(portraits, 1)]
-    text, facts = _single(scene, "scene prompt")
+    entries = [_of_whole_picture(c, f"portrait {i} prompt") for i, c in enumerate(portraits, 1)]
+    text, facts = _of_whole_picture(scene, "scene prompt")
     for i, (other, own) in enumerate(entries, 1):
         if other.shape[1:] != text.shape[1:]:
             raise LoomError(
@@ -59,10 +60,8 @@ def latents(scene: dict[str, Any], count: int, references: dict[str, Any] | None
     return scene | {"samples": torch.cat([given.to(own), own]), "batch_index": [max(noises) + 1] * count + noises}
 
 
-def _single(conditioning: Any, name: str) -> tuple[Tensor, dict[str, Any]]:
-    if len(conditioning) != 1:
-        raise LoomError(f"the {name} consists of {len(conditioning)} conditionings; connect one text encoder, without Combine nodes behind it.")
-    text, facts = conditioning[0]
+def _of_whole_picture(conditioning: Any, name: str) -> tuple[Tensor, dict[str, Any]]:
+    text, facts = single(conditioning, name)
     for key in ("area", "mask", "control", "hooks"):
         if facts.get(key) is not None:
             raise LoomError(f"the {name} carries '{key}', which belongs to one picture; take it off, or put it behind this node, where it acts on references and scene alike.")

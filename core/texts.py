@@ -23,14 +23,13 @@ def projected(call: AttentionCall, owner: str, context: Tensor) -> tuple[Tensor,
         raise ValueError(f"{call.block} {call.kind} reads no text")
 
     def make() -> tuple[Tensor, Tensor]:
-        # a tensor of inference mode could not take part in a gradient through this call later
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             made = project(context.to(device=call.device, dtype=call.dtype, copy=True))
         k, v = (x.unflatten(-1, (call.heads, -1)).transpose(1, 2) for x in made)
         return k, v
 
     key = (owner, call.block, call.turn, id(context), str(call.device), call.dtype)
-    return make() if call.run is None else call.run.kept(key, make)
+    return call.kept(key, make)
 
 
 def elements(call: AttentionCall) -> list[range]:
@@ -39,14 +38,20 @@ def elements(call: AttentionCall) -> list[range]:
     return [range(i * n, (i + 1) * n) for i in range(len(call.rows))]
 
 
+def single(conditioning: Any, name: str) -> tuple[Tensor, dict[str, Any]]:
+    """The text [B, M, C] of a host conditioning and what goes with it. Raises LoomError for an empty one and for one made of several."""
+    if len(conditioning) != 1:
+        raise LoomError(f"the {name} consists of {len(conditioning)} conditionings; connect one text encoder, without Combine nodes behind it.")
+    text, facts = conditioning[0]
+    return text, facts
+
+
 def text_of(conditioning: Any, name: str) -> Tensor:
     """The text [1, M, C] of a host conditioning, less the padding that its mask marks at the end. ``name`` is for messages.
 
     Raises LoomError for an empty conditioning and for one made of several.
     """
-    if len(conditioning) != 1:
-        raise LoomError(f"the {name} text consists of {len(conditioning)} conditionings; connect one text encoder, without Combine nodes behind it.")
-    text, facts = conditioning[0]
+    text, facts = single(conditioning, f"{name} text")
     mask = facts.get("attention_mask")
     if mask is None:
         return text[:1]

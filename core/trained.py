@@ -53,6 +53,15 @@ STRIDES = {
 """(pixels per latent pixel, frames per latent frame) by the host's latent format; all others are pictures at 8."""
 
 
+def frame_stride(model: Any) -> int:
+    """Frames of the clip for each latent frame but the first, of a host ModelPatcher's model; 1 for pictures."""
+    return _strides(model)[1]
+
+
+def _strides(model: Any) -> tuple[int, int]:
+    return STRIDES.get(type(model.model.latent_format).__name__, (8, 1))
+
+
 def known(model: Any) -> Trained | None:
     """The sizes of a host ModelPatcher's model, or None."""
     base = model.model
@@ -94,7 +103,7 @@ def _grid(model: Any, size: Size, video: bool) -> Grid:
     base = model.model
     form = base.latent_format
     width, height, frames = size
-    pixels, per_latent = STRIDES.get(type(form).__name__, (8, 1))
+    pixels, per_latent = _strides(model)
     y, x, t = height // pixels, width // pixels, (max(1, frames) - 1) // per_latent + 1 if video else 1
     if not y or not x:
         raise LoomError(f"a trained size of {width} x {height} was given, which is less than one token of {pixels} pixels; give the size in pixels.")

@@ -12,6 +12,7 @@ from ..core.families import family_of
 from ..core.methods.ditraj import DiTraj
 from ..core.texts import joined, text_of
 from ..core.tracks import Tracks
+from ..core.trained import frame_stride
 from . import common
 from .track_editor import LOOM_TRACK
 
@@ -93,13 +94,11 @@ def configure(
     """The node's inputs as a method. Raises LoomError."""
     if not isinstance(track, Tracks):
         raise LoomError(f"the track is a {type(track).__name__}; connect the track output of Draw Path.")
-    diffusion = model.get_model_object("diffusion_model")
-    family = family_of(diffusion)
     texts = [text_of(c, f"foreground {i}") for i, c in enumerate(foregrounds, 1) if c is not None]
     if len(texts) != len(track.objects):
         raise LoomError(f"the track has {len(track.objects)} objects and {len(texts)} foreground texts are connected; connect one text per object, in their order.")
     return DiTraj(
-        boxes=track.boxes()[:, :: family.stride(diffusion)],
+        boxes=track.boxes()[:, :: frame_stride(model)],
         background=text_of(background, "background"),
         foregrounds=tuple(texts),
         strength=strength,

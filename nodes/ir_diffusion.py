@@ -132,6 +132,17 @@ def configure(
     )
 
 
+def _portraits(tooltip: str) -> list[Any]:
+    """One input per subject, the first required. tooltip: with {} for the subject's number."""
+    return [io.Conditioning.Input(f"portrait_{i}", optional=i > 1, tooltip=tooltip.format(i)) for i in range(1, PORTRAITS + 1)]
+
+
+def _connected(portraits: dict[str, Any]) -> list[Any]:
+    """The prompts that are there, in their order."""
+    found = (portraits.get(f"portrait_{i}") for i in range(1, PORTRAITS + 1))
+    return [prompt for prompt in found if prompt is not None]
+
+
 class LoomSubjectBatch(io.ComfyNode):
     """References and scene as one batch."""
 
@@ -150,8 +161,7 @@ class LoomSubjectBatch(io.ComfyNode):
                 io.Conditioning.Input("scene", tooltip="The prompt of the scene, with all subjects in it."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt, for portraits and scene alike."),
                 io.Latent.Input("latent", tooltip="The scene's empty latent. Several pictures in it are several scenes with the same subjects."),
-                io.Conditioning.Input("portrait_1", tooltip="The first subject alone, described as in the scene."),
-                *(io.Conditioning.Input(f"portrait_{i}", optional=True, tooltip=f"Subject {i} alone, described as in the scene.") for i in range(2, PORTRAITS + 1)),
+                *_portraits("Subject {} alone, described as in the scene."),
                 *common.advanced(
                 io.Latent.Input("reference_latent", optional=True,
                                 tooltip="Latents for the portraits to start from, one per subject, for a second pass with denoise below 1. Without it they start empty like the scene."),
@@ -168,7 +178,7 @@ class LoomSubjectBatch(io.ComfyNode):
     @classmethod
     def execute(cls, scene: Any, negative: Any, latent: Any, reference_latent: Any = None, **portraits: Any) -> io.NodeOutput:
         """Prompts by row, latents by row."""
-        given = [portraits[key] for key in (f"portrait_{i}" for i in range(1, PORTRAITS + 1)) if portraits.get(key) is not None]
+        given = _connected(portraits)
         made = subject_batch.latents(latent, len(given), reference_latent)
         scenes = len(latent["samples"])
         positive = subject_batch.prompts(scene, given, scenes)
@@ -192,8 +202,7 @@ class LoomReferencePictures(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latents", tooltip="The portraits from VAE Encode, one per subject, in the order of the masks and of the size of the scene."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt, as for the scene."),
-                io.Conditioning.Input("portrait_1", tooltip="What the first picture shows."),
-                *(io.Conditioning.Input(f"portrait_{i}", optional=True, tooltip=f"What picture {i} shows.") for i in range(2, PORTRAITS + 1)),
+                *_portraits("What portrait {} shows."),
                 *common.advanced(
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, optional=True, tooltip="Of the noise that is put over the pictures; one noise for all and for every step."),
                 ),
@@ -204,8 +213,7 @@ class LoomReferencePictures(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any, negative: Any, seed: int = 0, **portraits: Any) -> io.NodeOutput:
         """One reference per prompt."""
-        given = tuple(portraits[key] for key in (f"portrait_{i}" for i in range(1, PORTRAITS + 1)) if portraits.get(key) is not None)
-        return io.NodeOutput(Beside(latents["samples"], given, negative, seed))
+        return io.NodeOutput(Beside(latents["samples"], tuple(_connected(portraits)), negative, seed))
 
 
 class LoomPlaceMasks(io.ComfyNode):

@@ -163,10 +163,6 @@ class Family(ABC):
         """The rotary axes of a video's picture plane, or None. options: the transformer options of the model call."""
         return None
 
-    def stride(self, model: Any) -> int:
-        """Frames of the clip for each latent frame but the first, for video families."""
-        return 4
-
 
 # --- helpers the adapters share -------------------------------------------------------------------------------------
 

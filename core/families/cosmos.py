@@ -76,10 +76,6 @@ class Cosmos(Family):
             freqs[axis, 0, first : first + len(spread)] = (10000.0 * factor) ** -spread
         return RopePlane(freqs, pairing="halves")
 
-    def stride(self, model: Any) -> int:
-        """Cosmos 1 packs eight frames, Predict2 uses Wan's VAE."""
-        return 4 if predict2(model) else 8
-
 
 def predict2(model: Any) -> bool:
     """Whether a model is of Cosmos Predict2's class, whose blocks are a list."""

@@ -92,9 +92,6 @@ class LTX(Family):
             freqs[axis, width % 6 // 2 + 1 + axis :: 3] = rising * 2 * model.vae_scale_factors[1 + axis] / SIDE_SPAN
         return RopePlane(freqs.view(2, heads, -1))
 
-    def stride(self, model: Any) -> int:
-        return model.vae_scale_factors[0]
-
 
 def _spread(model: Any) -> tuple[int, int, Tensor]:
     """(channels, heads, fp64 [channels // 6]: what turns a channel pair, rising, the same for each axis)."""

@@ -185,7 +185,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         """Tokens of the frames in this call."""
         assert call.q.grid is not None
         _, y, x = call.q.grid
-        return self._kept(call, "moved", lambda: moved(self._paths(y, x).at(_frames(call)), y, x, self.resample))
+        return self._kept(call, "moved", lambda: moved(self._paths(y, x).at(call.frames), y, x, self.resample))
 
     def _paths(self, y: int, x: int) -> Paths:
         return paths(self.boxes, y, x, self.inclusive)
@@ -195,22 +195,20 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
 
         def make() -> list[tuple[Tensor, Tensor]]:
             assert call.q.grid_span is not None
-            with torch.inference_mode(False):
-                subject = self.moved(call).subject
-                found = [(subject == i).nonzero()[:, 0] + call.q.grid_span[0] for i in range(len(self.boxes) + 1)]
-                return [(rows.to(call.device), torch.full((len(rows),), self.strength, device=call.device)) for rows in found]
+            subject = self.moved(call).subject
+            found = [(subject == i).nonzero()[:, 0] + call.q.grid_span[0] for i in range(len(self.boxes) + 1)]
+            return [(rows.to(call.device), torch.full((len(rows),), self.strength, device=call.device)) for rows in found]
 
         return self._kept(call, "regions", make)
 
     def _moves(self, call: AttentionCall) -> tuple[Rotation | None, Labels | None]:
         def make() -> tuple[Rotation | None, Labels | None]:
-            with torch.inference_mode(False):
-                tokens, plane = self.moved(call), call.plane
-                if not tokens.shift.any():
-                    return None, None
-                delta_q, delta_k = (_along(layout, self.strength * tokens.shift, 0.0).to(call.device) for layout in (call.q, call.k))
-                rotation = Rotation(delta_q, delta_k, plane.freqs.float().to(call.device), plane.pairing)  # type: ignore[union-attr,attr-defined]
-                return rotation, self._twin_labels(call, tokens)
+            tokens, plane = self.moved(call), call.plane
+            if not tokens.shift.any():
+                return None, None
+            delta_q, delta_k = (layout.along(self.strength * tokens.shift, 0.0).to(call.device) for layout in (call.q, call.k))
+            rotation = Rotation(delta_q, delta_k, plane.freqs.float().to(call.device), plane.pairing)  # type: ignore[union-attr,attr-defined]
+            return rotation, self._twin_labels(call, tokens)
 
         return self._kept(call, "moves", make)
 
@@ -220,7 +218,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
             return None
         kind = torch.where(tokens.twin, TWIN, (tokens.subject > 0).long() * SUBJECT)
         allow = torch.tensor([0b111, 0b011, 0b101])
-        label_k, rows = _along(call.k, kind, BACKGROUND), _along(call.q, kind, BACKGROUND)
+        label_k, rows = (layout.along(kind, BACKGROUND) for layout in (call.k, call.q))
         return Labels(label_k.to(torch.int8)[None].to(call.device), allow[rows][None].to(call.device), 3)
 
     def _text_labels(self, call: AttentionCall) -> Labels:
@@ -231,7 +229,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         def kinds(layout: TokenLayout) -> Tensor:
             kind = torch.full((layout.length,), other)
             if layout.grid_span is not None:
-                kind = _along(layout, regions + self.moved(call).subject, other)
+                kind = layout.along(regions + self.moved(call).subject, other)
             lo, hi = layout.range("text") or (0, 0)
             kind[lo:hi] = words.repeat((hi - lo) // len(words))  # the host repeats a text to batch it with a longer one
             return kind
@@ -240,8 +238,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         by_text = [1 << i | 1 << (regions + i) | 1 << other for i in range(regions)]
         by_video = [1 << i | video | 1 << other for i in range(regions)]
         allow = torch.tensor([*by_text, *by_video, (1 << (other + 1)) - 1])
-        with torch.inference_mode(False):
-            return Labels(kinds(call.k).to(torch.int8)[None].to(call.device), allow[kinds(call.q)][None].to(call.device), other + 1)
+        return Labels(kinds(call.k).to(torch.int8)[None].to(call.device), allow[kinds(call.q)][None].to(call.device), other + 1)
 
     @property
     def _lengths(self) -> list[int]:
@@ -269,7 +266,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         """Whether the step of this call is among the first ``share`` of all, rounded up to whole steps."""
         if call.steps == 0:
             return call.progress < share
-        return math.floor(call.progress * call.steps + 1e-3) < math.ceil(share * call.steps - 1e-9)
+        return call.step < math.ceil(share * call.steps - 1e-9)
 
     def _kept(self, call: AttentionCall, what: str, make: Any) -> Any:
         """Made once per run, or once per model call where every call has other frames (an endless clip's queue)."""
@@ -277,20 +274,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         if call.queue is not None:
             notes = call.queue.notes
             if key not in notes:
-                notes[key] = make()
+                with torch.inference_mode(False):
+                    notes[key] = make()
             return notes[key]
-        return make() if call.run is None else call.run.kept(key, make)
-
-
-def _frames(call: AttentionCall) -> tuple[int, ...] | None:
-    """Latent frames of the finished clip that this call runs on, None for all."""
-    return call.frames if call.queue is None else call.queue.frames
-
-
-def _along(layout: TokenLayout, values: Tensor, outside: float) -> Tensor:
-    """Values of the grid's tokens [N, ...] at their place in a layout, ``outside`` for all other tokens."""
-    found = layout.grid_span
-    out = torch.full((layout.length, *values.shape[1:]), outside, dtype=values.dtype)
-    if found is not None:
-        out[found[0] : found[0] + len(values)] = values
-    return out
+        return call.kept(key, make)

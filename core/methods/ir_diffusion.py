@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ...kernels.plan import Aside, ExtraKV, Labels
 from ...kernels.stages import rotate
-from ..beside import Beside, SidePass, notes_key
+from ..beside import SidePass, notes_key
 from ..errors import LoomError
 from ..places import apart_on_grid, bounds, on_grid
 from ..reposition import Moved, in_place, repositioned
 from ..texts import elements
-from .base import Method
+from .referenced import ReferencedMethod
 
 if TYPE_CHECKING:
     from ..call import AttentionCall, Geometry
@@ -49,7 +49,7 @@ REPLACED = ("attn1/", "attn2/")
 
 
 @dataclass(frozen=True, eq=False)
-class IRDiffusion(Method):  # two of them are never equal: they hold tensors
+class IRDiffusion(ReferencedMethod):
     """Settings. scene fp32 [1 or targets, S, h, w]: where each subject is in the scene; references fp32 [S, h, w]: and in its own picture.
 
     strength: weight of the references beside the scene's own tokens, and of the mixed texts; isolation knows no part of a way.
@@ -76,7 +76,6 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
     threshold: float = 0.5
     seed: int = 0
     allow_missing: bool = False
-    beside: Beside | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("strength", self.strength), ("cross_lambda", self.cross), ("reference_start", self.read_from), ("reference_end", self.read_to)):
@@ -211,11 +210,7 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
         return self._kept(call, ("masks", scene, y, x), make)
 
     def _kept(self, call: AttentionCall, what: tuple[Any, ...], make: Any) -> Any:
-        def plain() -> Any:
-            with torch.inference_mode(False):
-                return make()
-
-        return plain() if call.run is None else call.run.kept((self.owner, id(self), *what), plain)
+        return call.kept((self.owner, id(self), *what), make)
 
     # --- self and joint attention ---------------------------------------------------------------------------------------
 
@@ -245,9 +240,7 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
             kind = (masks * torch.arange(1, self.subjects + 1).view(-1, 1, 1)).sum(0).flatten()
             every = (1 << (self.subjects + 1)) - 1
             allow = torch.tensor([every, *(1 | 1 << i for i in range(1, self.subjects + 1))])
-            offset = call.q.grid_span[0]  # type: ignore[index]
-            label = torch.zeros(call.q.length, dtype=torch.long)
-            label[offset : offset + len(kind)] = kind
+            label = call.q.along(kind, 0)
             return Labels(label.to(torch.int8)[None].to(call.device), allow[label][None].to(call.device), self.subjects + 1)
 
         return self._kept(call, ("labels", scene, call.q, str(call.device)), make)
@@ -295,18 +288,14 @@ class IRDiffusion(Method):  # two of them are never equal: they hold tensors
 
     def _rows(self, call: AttentionCall, scene: int) -> Tensor:
         """bool [S, Nq]: which tokens read their reference at this step."""
-        step = math.floor(call.progress * call.steps + 1e-3)
 
         def make() -> Tensor:
             masks, _ = self._masks(call, scene)
             y, x = masks.shape[1:]
-            made = Draws(self.seed, step, y * x, scene).kept(masks.flatten(1), self.dropout)
-            offset = call.q.grid_span[0]  # type: ignore[index]
-            out = torch.zeros(len(masks), call.q.length, dtype=torch.bool)
-            out[:, offset : offset + y * x] = made
-            return out.to(call.device)
+            made = Draws(self.seed, call.step, y * x, scene).kept(masks.flatten(1), self.dropout)
+            return call.q.along(made.T, False).T.contiguous().to(call.device)
 
-        return self._kept(call, ("rows", scene, step, call.q, str(call.device)), make)
+        return self._kept(call, ("rows", scene, call.step, call.q, str(call.device)), make)
 
     # --- references aside -----------------------------------------------------------------------------------------------
 

@@ -147,10 +147,9 @@ class SpaceTime(Method):  # two of them are never equal: they hold tensors
         grid, warn = span.grid, None if call.run is None else call.run.warn
 
         def make() -> list[tuple[Tensor, Tensor]]:
-            with torch.inference_mode(False):
-                return on_grid(self, offset, grid, call.device, warn)
+            return on_grid(self, offset, grid, call.device, warn)
 
-        return make() if call.run is None else call.run.kept((self.owner, offset, grid, str(call.device)), make)
+        return call.kept((self.owner, offset, grid, str(call.device)), make)
 
 
 def auto_weight(mode: Mode, regions: int, width: int) -> float:

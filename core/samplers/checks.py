@@ -73,12 +73,11 @@ def check_trained(patcher: Any, frames: int, methods: tuple[Any, ...]) -> None:
     """Raises LoomError for a window beyond what the model was trained for, where that is known and nothing helps it."""
     from ..methods.riflex import RIFLEx
     from ..methods.ultravico import UltraViCo
-    from ..trained import STRIDES, known
+    from ..trained import frame_stride, known
 
     table = known(patcher)
     if table is None or any(isinstance(m, (UltraViCo, RIFLEx)) for m in methods):
         return
-    stride = STRIDES.get(type(patcher.model.latent_format).__name__, (8, 1))[1]
-    native = max((pixels - 1) // stride + 1 for _, _, pixels in table.sizes)
+    native = max((pixels - 1) // frame_stride(patcher) + 1 for _, _, pixels in table.sizes)
     if frames > native:
         raise LoomError(f"a window of {frames} latent frames was given and this model was trained on {native}; set window to {native} or less, or switch longer_window on.")
