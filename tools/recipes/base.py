@@ -48,6 +48,19 @@ def sampler(model: str, latent: str, group: str, title: str, steps: int, cfg: fl
     )  # fmt: skip
 
 
+SCENES_SD3 = ("scenes_sd3", "scenes_sd3_text", "scenes_picture_vae")
+
+
+def toy_model(load: str, model: str = "toy_wan_t2v", text: str = "toy_umt5", vae: str = "toy_wan_vae", key: str = "shift") -> dict[str, Node]:
+    """A flow model of a toy world with its text encoder and VAE: nodes "unet", ``key`` (the model to sample with), "clip" and "vae"."""
+    return {
+        "unet": Node("UNETLoader", {"unet_name": f"{model}.safetensors", "weight_dtype": "default"}, load),
+        key: Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
+        "clip": Node("ToyWorldTextEncoder", {"clip_name": f"{text}.safetensors"}, load),
+        "vae": Node("VAELoader", {"vae_name": f"{vae}.safetensors"}, load),
+    }
+
+
 def toy_branch(nodes: dict[str, Node], key: str, group: str, model: str, latent: str, title: str) -> None:
     """Sample, decode and save a clip of the toy model, as nodes whose names begin with ``key``."""
     nodes[f"{key}_sampler"] = sampler(model, latent, group, title, steps=16, cfg=3.0)

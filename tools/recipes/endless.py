@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Node, Recipe, link
+from .base import Node, Recipe, link, toy_model
 from .video import longer_video_wan
 
 ORBIT = "a red circle orbiting clockwise"
@@ -39,10 +39,7 @@ def endless_video_toy() -> Recipe:
     fresh, coherent, subject, scenes = "Fresh noise (FIFO)", "Coherent tail", "Coherent tail, subject kept", "Prompts over time"
     size = {"frames": 24, "window": 6, "partitions": 2}
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
-        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "toy_umt5.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
+        **toy_model(load),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": ORBIT}, text, "Prompt"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "latent": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "One window: 21 frames, 6 latent"),

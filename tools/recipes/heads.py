@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, sd15, toy_branch
+from .base import SCENES_SD3, SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, sd15, toy_branch, toy_model
 
 FLUX = "flux1-dev-fp8.safetensors"
 
@@ -68,10 +68,7 @@ def inspect_attention_toy() -> Recipe:
     load, text, sample, look = "Toy world model", "Prompt and length", "Inspect and sample", "Pictures"
     prompt = "a red circle moving right"
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
-        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "toy_umt5.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
+        **toy_model(load),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": prompt}, text, "Prompt"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "latent": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 69, "batch_size": 1}, text, "3x: 69 frames, 18 latent"),
@@ -85,19 +82,7 @@ def inspect_attention_toy() -> Recipe:
         ),
     }  # fmt: skip
     toy_branch(nodes, "inspect", sample, "inspector", "latent", "Sample")
-    nodes["pictures"] = Node(
-        "LoomInspectorPictures",
-        {
-            "inspection": link("inspector", 1),
-            "after": link("inspect_sampler"),
-            "picture": "all",
-            "measure": "distance",
-            "order": "lowest",
-            "top_heads": 6,
-            "image": link("inspect_decode"),
-        },
-        look,
-    )
+    nodes["pictures"] = _looked_at(6, look)
     note = (
         "# Inspect attention (toy world)\n\n"
         "The small Wan model draws 18 latent frames; it was trained on 6. The picture *Attention over distance in time* shows where its heads meet distances they do not "
@@ -124,19 +109,7 @@ def inspect_attention_sd15() -> Recipe:
         ),
     }  # fmt: skip
     picture_branch(nodes, "inspect", sample, "inspector", "Sample")
-    nodes["pictures"] = Node(
-        "LoomInspectorPictures",
-        {
-            "inspection": link("inspector", 1),
-            "after": link("inspect_sampler"),
-            "picture": "all",
-            "measure": "distance",
-            "order": "lowest",
-            "top_heads": 24,
-            "image": link("inspect_decode"),
-        },
-        look,
-    )
+    nodes["pictures"] = _looked_at(24, look)
     note = (
         "# Inspect attention (SD 1.5)\n\n"
         "Reads three of 25 steps: where each word acts, how far every head looks, which heads are alike. The same two nodes work on SDXL, SD3, FLUX, Qwen-Image, Z-Image and "
@@ -155,10 +128,7 @@ def find_heads_toy() -> Recipe:
     """Heads of the toy world's SD3 model that make a picture more colourful, searched, then used."""
     load, text, search, stock, ours = "Toy world model", "Prompt and size", "Search", "Stock", "Head Guidance"
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "scenes_sd3.safetensors", "weight_dtype": "default"}, load),
-        "model": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd3_text.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
+        **toy_model(load, *SCENES_SD3, key="model"),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a large red circle and a small blue square on a grey background"}, text, "Prompt"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, text),
@@ -237,3 +207,8 @@ def use_found_heads_sd15() -> Recipe:
         "Loads heads that *find_heads_sd15* wrote to output/attention_loom/heads, also of a search that was interrupted, and guides four pictures with them."
     )
     return Recipe("use_found_heads_sd15", {load: (0, 0), text: (1, 0), ours: (2, 0)}, nodes, note)
+
+
+def _looked_at(heads: int, group: str) -> Node:
+    inputs = {"inspection": link("inspector", 1), "after": link("inspect_sampler"), "picture": "all", "measure": "distance", "order": "lowest"}
+    return Node("LoomInspectorPictures", inputs | {"top_heads": heads, "image": link("inspect_decode")}, group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...core.tracks import KeyFrame, Track, Tracks
-from .base import Node, Recipe, link, toy_branch, track_editor
+from .base import Node, Recipe, link, toy_branch, toy_model, track_editor
 from .video import longer_video_wan
 
 ARC = Tracks(
@@ -23,30 +23,14 @@ def steer_object_toy() -> Recipe:
     """One clip of the toy model as it is, one with the object on a path."""
     load, text, stock, ours = "Toy world model", "Path and texts", "Stock", "On the path"
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "scenes_wan_t2v.safetensors", "weight_dtype": "default"}, load),
-        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_wan_t2v_text.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
+        **toy_model(load, "scenes_wan_t2v", "scenes_wan_t2v_text"),
         "path": track_editor(ACROSS, text, "From corner to corner"),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a red square moving right on a green background"}, text, "Prompt"),
         "front": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a red square moving right on a green background"}, text, "Object"),
         "back": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a green background"}, text, "Scene"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "latent": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 33, "batch_size": 1}, text, "33 frames: 9 latent"),
-        "steer": Node(
-            "LoomDiTraj",
-            {
-                "model": link("shift"),
-                "base": link("positive"),
-                "foreground": link("front"),
-                "background": link("back"),
-                "track": link("path"),
-                "strength": 1.0,
-                "mask_end": 0.6,
-                "rope_end": 0.1,
-            },
-            ours,
-        ),
+        "steer": _steered(ours),
     }
     toy_branch(nodes, "steer_stock", stock, "shift", "latent", "Stock")
     toy_branch(nodes, "steer_path", ours, "steer", "latent", "On the path")
@@ -84,20 +68,7 @@ def steer_object_wan() -> Recipe:
         "front": Node("CLIPTextEncode", {"clip": link("clip"), "text": link("line", 1)}, text, "Object"),
         "back": Node("CLIPTextEncode", {"clip": link("clip"), "text": link("line", 2)}, text, "Scene"),
         "latent": Node("EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 81, "batch_size": 1}, text, "81 frames: 21 latent"),
-        "steer": Node(
-            "LoomDiTraj",
-            {
-                "model": link("shift"),
-                "base": link("positive"),
-                "foreground": link("front"),
-                "background": link("back"),
-                "track": link("path"),
-                "strength": 1.0,
-                "mask_end": 0.6,
-                "rope_end": 0.1,
-            },
-            sample,
-        ),
+        "steer": _steered(sample),
         "sampler": recipe.nodes["sampler"],
         "decode": Node("VAEDecode", {"samples": link("sampler"), "vae": link("vae")}, sample),
         "video": recipe.nodes["video"],
@@ -113,3 +84,8 @@ def steer_object_wan() -> Recipe:
         "- The object leaves the box late: raise *mask_end*. A second object appears: name it nowhere in the scene, lower *mask_end*."
     )
     return Recipe("steer_object_wan", {load: (0, 0), text: (1, 0), sample: (2, 0)}, nodes, note)
+
+
+def _steered(group: str) -> Node:
+    inputs = {"model": link("shift"), "base": link("positive"), "foreground": link("front"), "background": link("back"), "track": link("path")}
+    return Node("LoomDiTraj", inputs | {"strength": 1.0, "mask_end": 0.6, "rope_end": 0.1}, group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Node, Recipe, link, sampler
+from .base import SCENES_SD3, Node, Recipe, link, sampler, toy_model
 
 SDXL = "sd_xl_base_1.0.safetensors"
 SDXL_FILE = {"name": SDXL, "url": f"https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}", "directory": "checkpoints"}
@@ -12,10 +12,7 @@ def same_subjects_toy() -> Recipe:
     """The toy world's SD3 model: two portraits and a scene in one batch, stock and with IR-Diffusion."""
     load, text, stock, ours = "Toy world model", "Portraits and scene", "Stock", "Kept"
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "scenes_sd3.safetensors", "weight_dtype": "default"}, load),
-        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd3_text.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
+        **toy_model(load, *SCENES_SD3),
         "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, load),
     }
     _texts(

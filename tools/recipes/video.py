@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import Node, Recipe, link, sampler, toy_branch
+from .base import Node, Recipe, link, sampler, toy_branch, toy_model
 
 
 def longer_video_toy() -> Recipe:
     """Native length, then 4x as stock, RIFLEx and UltraViCo make it, from one seed, on the toy world's own model."""
     load, text, native, stock, riflex, ours = "Toy world model", "Prompt and length", "Native length (21 frames)", "4x, stock", "4x, RIFLEx", "4x, UltraViCo"
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
-        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "toy_umt5.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
+        **toy_model(load),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a red circle orbiting clockwise"}, text, "Prompt"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "short": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "Native: 21 frames, 6 latent"),
@@ -90,10 +87,7 @@ def sparse_attention_toy() -> Recipe:
     """One clip dense and with three patterns at the same share of the attention, on the toy world's own model."""
     load, text, dense = "Toy world model", "Prompt and length", "Dense"
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "toy_wan_t2v.safetensors", "weight_dtype": "default"}, load),
-        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "toy_umt5.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "toy_wan_vae.safetensors"}, load),
+        **toy_model(load),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a green triangle moving right"}, text, "Prompt"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "clip_length": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "21 frames, 6 latent"),
