@@ -48,7 +48,8 @@ class Row:
     model. judges: the first one ranks what the pictures show. notes: what a reader must know about the choice of settings. world: a name in
     `worlds.WORLDS`. prompts: (caption, seed) of n shots, the first m of n are those of m; None takes the world's. measure: numbers of one
     clip or picture by name; None takes the world's. more: checkpoint file -> folder of the host's models, besides the world's own. side:
-    pixels a side of pictures that are not of the world's size; the graphs say it too, and the rendered truth stays at the world's.
+    pixels a side of pictures that are not of the world's size; the graphs say it too, and the rendered truth stays at the world's. outline: a box
+    (x0, y0, x1, y1) in picture widths per frame, drawn into the clips that are shown.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Row:
     measure: Callable[[Footage], dict[str, float]] | None = None
     more: tuple[tuple[str, str], ...] = ()
     side: int | None = None
+    outline: tuple[tuple[float, float, float, float], ...] = ()
 
     @property
     def setting(self) -> World:

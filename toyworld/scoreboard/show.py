@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy
+from PIL import Image, ImageDraw
+
 from ..pictures import Panel, animation, contact_sheet
 from .board import Board
-from .row import Row
+from .graphs import Shot
+from .row import Arm, Row
 from .sheets import picture_sheet
 
 FOLDER = Path("images") / "results"
@@ -42,6 +46,20 @@ def chosen(board: Board, row: Row) -> list[tuple[int, str]]:
     return list(found.items())
 
 
+def _shown(board: Board, row: Row, arm: Arm, shot: Shot) -> numpy.ndarray:
+    """Frames uint8 [F, H, W, 3] with the row's box in them; the rendered truth knows nothing of the box."""
+    frames = board.clip(row, arm, shot).frames
+    if arm is row.truth or not row.outline:
+        return frames
+    out = []
+    for frame, box in zip(frames, row.outline, strict=True):
+        picture, side = Image.fromarray(frame), len(frame)
+        corners = [min(max(round(value * side), 0), side) for value in box]
+        ImageDraw.Draw(picture).rectangle((corners[0], corners[1], corners[2] - 1, corners[3] - 1), outline="white")
+        out.append(numpy.asarray(picture))
+    return numpy.stack(out)
+
+
 def _places(row: Row) -> list[float]:
     """Places in the order, 0 the best and 1 the worst."""
     count = PICTURES if row.setting.picture else CLIPS
@@ -57,13 +75,15 @@ def draw(board: Board, row: Row, out: Path) -> None:
     """The pictures of a row, unless those there show the same under the same headings."""
     picks = chosen(board, row)
     cells = [board.ledger.rows[row.name][arm.name][number] for number, _ in picks for arm in row.arms]
-    key = hashlib.sha256("\0".join([row.claim, *(heading for _, heading in picks), *(arm.name for arm in row.arms), *(cell.key for cell in cells)]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        "\0".join([row.claim, *map(str, row.outline), *(heading for _, heading in picks), *(arm.name for arm in row.arms), *(cell.key for cell in cells)]).encode()
+    ).hexdigest()[:16]
     paths = [out / path for path in files(row)]
     if board.ledger.pictures.get(row.name) == key and all(path.is_file() for path in paths):
         return
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     shots = row.shots(1 + max(number for number, _ in picks), board.steps)
-    panels = [Panel(heading, {arm.name: board.clip(row, arm, shots[number]).frames for arm in row.arms}) for number, heading in picks]
+    panels = [Panel(heading, {arm.name: _shown(board, row, arm, shots[number]) for arm in row.arms}) for number, heading in picks]
     if row.setting.picture:
         picture_sheet(panels, f"{row.name}: the same prompt and seed in each line", paths[0])
     else:

@@ -30,7 +30,8 @@ RING = ((0.5, 0.25), (0.5, 0.5), (0.25, 0.5), (0.0, 0.5), (0.0, 0.25), (0.0, 0.0
 """Corners of a box that goes round, one place per latent frame: the model has 4 x 4 tokens."""
 WHAT = (
     "The model's tokens are 16 pixels wide, 4 x 4 in a picture, so a box of 2 x 2 tokens has nine places. Inside the box the caption is read, outside the ground's words alone. "
-    "Settings are the paper's shares, nothing was tuned. The host has nothing that moves an object without a trained model, so the alternatives are the prompt and the parts of the method."
+    "Settings are the paper's shares, nothing was tuned. The host has nothing that moves an object without a trained model, so the alternatives are the prompt and the parts of the method. "
+    "The white frame in the pictures is the commanded box."
 )
 
 
@@ -95,6 +96,7 @@ def row(path: str, motion: str, claim: str, measure: Callable[[Footage], dict[st
         world=SCENES,
         prompts=plain(motion),
         measure=measure,
+        outline=tuple(map(tuple, PATHS[path].boxes()[0].tolist())),
     )
 
 
