@@ -7,7 +7,7 @@ encoders less the template tokens their encoder drops in front.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import LoomError
@@ -62,12 +62,12 @@ class Stream:
     length: int
 
 
-def locate(clip: Any, prompt: str, phrases: list[str], length: int | None = None) -> Located:
+def locate(clip: Any, prompt: str, phrases: list[str], length: int | None = None, once: bool = False) -> Located:
     """Find every phrase in the prompt.
 
     clip: the host's CLIP object; length: tokens of the finished conditioning, needed for encoders that drop a template in front.
-    Raises LoomError for a phrase that is not there (with the prompt's tokens), for two phrases on the same tokens, and for a
-    prompt the model reads only in part.
+    Raises LoomError for a phrase that is not there (with the prompt's tokens), for two phrases on the same tokens, for a
+    prompt the model reads only in part and, with ``once``, for a phrase that stands there a second time.
     """
     streams = _streams(clip, prompt, length)
     starts = [sum(s.length for s in streams[:i]) for i in range(len(streams))]
@@ -80,6 +80,8 @@ def locate(clip: Any, prompt: str, phrases: list[str], length: int | None = None
         if not found:
             shown = " ".join(p.text for p in streams[-1].pieces)
             raise LoomError(f"'{phrase}' does not stand in the prompt, whose tokens are: {shown}. Write it as the prompt does.")
+        if once and any(_again(stream, phrase) for stream in streams):
+            raise LoomError(f"'{phrase}' stands in the prompt more than once; write every concept once, or add a word that tells which is meant.")
         concepts.append(Concept(phrase, tuple(at for at, _ in found), tuple(text for _, text in found)))
     _refuse_twins(concepts)
     words = tuple(start + p.at for stream, start in zip(streams, starts, strict=True) for p in stream.pieces)
@@ -176,6 +178,12 @@ def _find(stream: Stream, phrase: str) -> list[Piece]:
             if not wanted.startswith(text):
                 break
     return _same_tokens(stream, phrase)
+
+
+def _again(stream: Stream, phrase: str) -> bool:
+    """Whether the phrase stands there once more behind the first time."""
+    first = _find(stream, phrase)
+    return bool(first) and bool(_find(replace(stream, pieces=stream.pieces[stream.pieces.index(first[-1]) + 1 :]), phrase))
 
 
 def _same_tokens(stream: Stream, phrase: str) -> list[Piece]:

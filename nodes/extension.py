@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.triton.tuning import use_directory
 from .astar import LoomAStar
+from .attencraft import LoomAttenCraftMasks
 from .ditraj import LoomDiTraj, LoomSplitPrompt
 from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
@@ -58,6 +59,7 @@ class AttentionLoom(ComfyExtension):
             LoomSubjectBatch,
             LoomReferencePictures,
             LoomPlaceMasks,
+            LoomAttenCraftMasks,
             LoomDiTraj,
             LoomSplitPrompt,
             LoomTrackEditor,

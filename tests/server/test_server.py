@@ -32,6 +32,7 @@ OURS = [
     "LoomSubjectBatch",
     "LoomReferencePictures",
     "LoomPlaceMasks",
+    "LoomAttenCraftMasks",
     "LoomTrackEditor",
     "LoomDiTraj",
     "LoomSplitPrompt",

@@ -33,4 +33,6 @@ RECIPES = (
     subjects.same_subjects_toy,
     subjects.same_subjects_sdxl,
     subjects.subjects_from_pictures_sdxl,
+    subjects.masks_on_the_spot_toy,
+    subjects.masks_on_the_spot_sdxl,
 )
