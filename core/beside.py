@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .errors import LoomError
@@ -34,6 +35,13 @@ class Beside:
     def __post_init__(self) -> None:
         if len(self.latents) != len(self.prompts):
             raise LoomError(f"{len(self.latents)} reference latents and {len(self.prompts)} prompts were given; connect one of each per subject.")
+
+    def joined(self, other: Beside) -> Beside:
+        """These references and then the other's, with this one's negative prompt and seed. Raises LoomError for another size."""
+        if self.latents.shape[1:] != other.latents.shape[1:]:
+            first, second = (tuple(x.latents.shape[1:]) for x in (self, other))
+            raise LoomError(f"the reference latents are {first} and {second}; make them of one size, with one VAE.")
+        return Beside(torch.cat([self.latents, other.latents.to(self.latents)]), (*self.prompts, *other.prompts), self.negative, self.seed)
 
 
 def notes_key(method: Any) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .places import bounds
@@ -51,3 +52,26 @@ def in_place(reference: Tensor, scene: Tensor) -> Moved | None:
         return None
     source = reference.flatten().nonzero()[:, 0]
     return Moved(source, torch.zeros(len(source), 2))
+
+
+def pasted(picture: Tensor, reference: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference itself moved, for models whose attention knows no positions: (picture [..., y, x], mask bool [y, x]).
+
+    The box around the mask ``reference`` is resized to the box around ``scene`` (both bool [y, x], of the picture's size) and put onto a plain
+    ground, the mean of what the mask leaves out. As it is if one of them is empty.
+    """
+    if not bool(reference.any()) or not bool(scene.any()):
+        return picture, reference
+    top, bottom, left, right = bounds(reference)
+    to_top, to_bottom, to_left, to_right = bounds(scene)
+    size = (to_bottom - to_top + 1, to_right - to_left + 1)
+    flat = picture.reshape(-1, *reference.shape).float()
+    rest = ~reference if bool((~reference).any()) else reference
+    made = flat[:, rest].mean(1)[:, None, None].expand_as(flat).clone()
+    cut = flat[:, top : bottom + 1, left : right + 1]
+    made[:, to_top : to_bottom + 1, to_left : to_right + 1] = F.interpolate(cut[None], size, mode="bilinear", antialias=True)[0]
+    mask = torch.zeros_like(reference)
+    inside = reference[top : bottom + 1, left : right + 1].float()
+    small = F.interpolate(inside[None, None], size, mode="nearest")[0, 0] > 0.5
+    mask[to_top : to_bottom + 1, to_left : to_right + 1] = small | ~small.any()  # of a mask of few pixels none may be left
+    return made.to(picture).reshape(picture.shape), mask

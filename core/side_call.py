@@ -77,8 +77,13 @@ def _prepared(owner: str, beside: Beside, model: Any, x: Tensor) -> _Ready:
     noise = torch.randn(latents[:1].shape, generator=generator).to(x)
     conds: tuple[list[Any], list[Any]] = ([], [])
     for i, prompt in enumerate(beside.prompts):
-        given = {"positive": convert_cond(prompt), "negative": convert_cond(beside.negative)}
+        given = {"positive": _free(convert_cond(prompt)), "negative": _free(convert_cond(beside.negative))}
         made = process_conds(model, noise, given, x.device, latent_image=latents[i : i + 1], seed=beside.seed)
         conds[0].append(made["positive"])
         conds[1].append(made["negative"])
     return _Ready(latents, noise, conds)
+
+
+def _free(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Prompts without ControlNets: their hints are of the scene."""
+    return [{key: value for key, value in entry.items() if key not in ("control", "control_apply_to_uncond")} for entry in entries]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..core import places, regions, subject_batch
 from ..core.attach import attach
 from ..core.beside import Beside
 from ..core.errors import LoomError
 from ..core.methods.ir_diffusion import AUTO, READINGS, IRDiffusion
+from ..core.reposition import pasted
 from . import common
+from .prompt import find
 
 LOOM_SUBJECTS = io.Custom("LOOM_SUBJECTS")
 """References sampled aside: :class:`core.beside.Beside`."""
 PORTRAITS = 6
-"""Portraits that have an input; the method itself takes more."""
+"""Portraits that have an input on one node; nodes in a chain take more."""
+LEVELS = ("tokens", "latent")
 EXAMPLE = "the fox @ left\nthe owl @ right"
 
 
@@ -73,6 +78,12 @@ class LoomIRDiffusion(io.ComfyNode):
                                     tooltip="From Reference Pictures: portraits that are pictures, seen by the model beside the scene. The sampler then gets the scene's own prompts and latent, not the batch."),
                 io.Combo.Input("backend", options=common.BACKENDS, default="auto", optional=True,
                                tooltip="What computes the changed attention. auto takes the fastest that can; any other choice fails loudly if it cannot run."),
+                io.Combo.Input("reposition_level", options=list(LEVELS), default="tokens", optional=True,
+                               tooltip="What is moved. tokens: what attention reads (the paper). latent: with Reference Pictures, the pictures themselves are cropped, resized and put where the subjects are in the scene."),
+                io.Clip.Input("clip", optional=True, tooltip="For subject_words: the text encoder that the scene's prompt went through; it tells where the words stand."),
+                io.String.Input("scene_prompt", multiline=True, default="", optional=True, tooltip="For subject_words: the scene's prompt, written exactly as in its text encoder."),
+                io.String.Input("subject_words", multiline=True, default="", optional=True,
+                                tooltip="SD3, FLUX, Qwen-Image: one line per subject in the order of the masks, in words of the scene's prompt ('red fox'). Other subjects then do not see these words. Empty: text is open to all."),
                 ),
             ],
             outputs=[common.model_output()],
@@ -103,6 +114,10 @@ def configure(
     allow_missing: bool = False,
     seed: int = 0,
     subjects: Beside | None = None,
+    reposition_level: str = "tokens",
+    clip: Any = None,
+    scene_prompt: str = "",
+    subject_words: str = "",
     backend: str = "auto",
 ) -> IRDiffusion:
     """The node's inputs as a method. Raises LoomError."""
@@ -111,13 +126,17 @@ def configure(
     if len(scene) % len(own):
         raise LoomError(f"{len(scene)} scene masks and {len(own)} reference masks were given; connect one of each per subject, and for several scenes the same number for each.")
     rule = common.choice("overlap", overlap, list(places.OVERLAPS))
-    each = [places.refined(places.disjoint(masks, rule), min_mask) for masks in scene.unflatten(0, (-1, len(own)))]  # type: ignore[arg-type]
+    each = torch.stack([places.refined(places.disjoint(masks, rule), min_mask) for masks in scene.unflatten(0, (-1, len(own)))])  # type: ignore[arg-type]
+    own = places.without_bottom(own, trim_reference_bottom)
+    reading = common.choice("references", references, list(READINGS))
+    if common.choice("reposition_level", reposition_level, list(LEVELS)) == "latent":
+        subjects, own = _moved(subjects, own, each, reading)
     return IRDiffusion(
-        scene=torch.stack(each),
-        references=places.without_bottom(own, trim_reference_bottom),
+        scene=each,
+        references=own,
         strength=strength,
         isolation=isolation,
-        reading=common.choice("references", references, list(READINGS)),  # type: ignore[arg-type]
+        reading=reading,  # type: ignore[arg-type]
         start_layer=start_layer,
         read_from=reference_start,
         read_to=reference_end,
@@ -127,9 +146,25 @@ def configure(
         threshold=mask_threshold,
         seed=seed,
         allow_missing=allow_missing,
+        words=find(clip, scene_prompt, subject_words, None, "subject") if subject_words.strip() else None,
         beside=subjects,
         backend=common.choice("backend", backend, common.BACKENDS),
     )
+
+
+def _moved(subjects: Beside | None, own: Tensor, scenes: Tensor, reading: str) -> tuple[Beside, Tensor]:
+    """References that stand where their subjects are in the scene, and their masks [S, h, w] there."""
+    if subjects is None or reading != "reposition":
+        raise LoomError(
+            "reposition_level 'latent' moves pictures of yours and needs Reference Pictures at subjects and references on 'reposition'; connect them, or choose 'tokens'."
+        )
+    if len(scenes) > 1:
+        raise LoomError(f"reposition_level 'latent' moves every picture to one place, and masks of {len(scenes)} scenes were given; connect those of one, or choose 'tokens'.")
+    if len(subjects.latents) != len(own):
+        raise LoomError(f"{len(own)} subjects have masks and {len(subjects.latents)} references were given; connect one of each per subject, in the same order.")
+    size = subjects.latents.shape[-2:]
+    made = [pasted(*each) for each in zip(subjects.latents, places.on_grid(own, *size), places.apart_on_grid(scenes[0], *size), strict=True)]
+    return replace(subjects, latents=torch.stack([picture for picture, _ in made])), torch.stack([mask for _, mask in made]).float()
 
 
 def _portraits(tooltip: str) -> list[Any]:
@@ -138,9 +173,13 @@ def _portraits(tooltip: str) -> list[Any]:
 
 
 def _connected(portraits: dict[str, Any]) -> list[Any]:
-    """The prompts that are there, in their order."""
-    found = (portraits.get(f"portrait_{i}") for i in range(1, PORTRAITS + 1))
-    return [prompt for prompt in found if prompt is not None]
+    """The prompts that are there, in their order. Raises LoomError for a gap, in which the order of the masks would be lost."""
+    given = [portraits.get(f"portrait_{i}") for i in range(1, PORTRAITS + 1)]
+    count = sum(prompt is not None for prompt in given)
+    gap = next((i for i, prompt in enumerate(given[:count], 1) if prompt is None), None)
+    if gap is not None:
+        raise LoomError(f"portrait_{gap} is not connected and a later one is; connect portraits without gaps, in the order of the masks.")
+    return given[:count]
 
 
 class LoomSubjectBatch(io.ComfyNode):
@@ -160,7 +199,7 @@ class LoomSubjectBatch(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("scene", tooltip="The prompt of the scene, with all subjects in it."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt, for portraits and scene alike."),
-                io.Latent.Input("latent", tooltip="The scene's empty latent. Several pictures in it are several scenes with the same subjects."),
+                io.Latent.Input("latent", tooltip="The scene's empty latent. Several pictures in it are several scenes with the same subjects. For more than six subjects connect the three outputs of another node of this kind here; its portraits come first."),
                 *_portraits("Subject {} alone, described as in the scene."),
                 *common.advanced(
                 io.Latent.Input("reference_latent", optional=True,
@@ -178,11 +217,11 @@ class LoomSubjectBatch(io.ComfyNode):
     @classmethod
     def execute(cls, scene: Any, negative: Any, latent: Any, reference_latent: Any = None, **portraits: Any) -> io.NodeOutput:
         """Prompts by row, latents by row."""
-        given = _connected(portraits)
+        given, before = _connected(portraits), subject_batch.before(latent)
         made = subject_batch.latents(latent, len(given), reference_latent)
-        scenes = len(latent["samples"])
-        positive = subject_batch.prompts(scene, given, scenes)
-        return io.NodeOutput(positive, subject_batch.prompts(negative, [negative] * len(given), scenes), made, len(given))
+        size = len(latent["samples"])
+        positive = subject_batch.prompts(scene, given, size, before)
+        return io.NodeOutput(positive, subject_batch.prompts(negative, [negative] * len(given), size, before), made, before + len(given))
 
 
 class LoomReferencePictures(io.ComfyNode):
@@ -205,15 +244,17 @@ class LoomReferencePictures(io.ComfyNode):
                 *_portraits("What portrait {} shows."),
                 *common.advanced(
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, optional=True, tooltip="Of the noise that is put over the pictures; one noise for all and for every step."),
+                LOOM_SUBJECTS.Input("before", optional=True, tooltip="From another Reference Pictures: its portraits come before these. So more than six have room, 16 in all."),
                 ),
             ],
             outputs=[LOOM_SUBJECTS.Output(display_name="subjects", tooltip="For the input subjects of Keep Subjects Consistent.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, latents: Any, negative: Any, seed: int = 0, **portraits: Any) -> io.NodeOutput:
+    def execute(cls, latents: Any, negative: Any, seed: int = 0, before: Beside | None = None, **portraits: Any) -> io.NodeOutput:
         """One reference per prompt."""
-        return io.NodeOutput(Beside(latents["samples"], tuple(_connected(portraits)), negative, seed))
+        own = Beside(latents["samples"], tuple(_connected(portraits)), negative, seed)
+        return io.NodeOutput(own if before is None else before.joined(own))
 
 
 class LoomPlaceMasks(io.ComfyNode):

@@ -27,6 +27,7 @@ from ...kernels.plan import Aside, ExtraKV, Labels
 from ...kernels.stages import rotate
 from ..beside import SidePass, notes_key
 from ..errors import LoomError
+from ..isolation import isolated
 from ..places import apart_on_grid, bounds, on_grid
 from ..reposition import Moved, in_place, repositioned
 from ..texts import elements
@@ -34,6 +35,7 @@ from .referenced import ReferencedMethod
 
 if TYPE_CHECKING:
     from ..call import AttentionCall, Geometry
+    from ..concepts import Located
     from ..families.base import Family
     from ..weave import Draft
 
@@ -45,7 +47,8 @@ START = {"SD 1.5 / SDXL": 36 / 70, "SD3": 12 / 38, "FLUX": 6 / 57, "Qwen-Image":
 """Share of the layers before the first that reads references: 36 of 70 is the source's for SDXL; the others are chosen after it."""
 ROTARY = ("FLUX", "Qwen-Image")
 AUTO = -1
-REPLACED = ("attn1/", "attn2/")
+SELF, CROSS = "attn1/", "attn2/"
+"""Slots in which other nodes replace the attention of a U-Net's block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ class IRDiffusion(ReferencedMethod):
     reading: how references are read. start_layer: first that reads them, :data:`AUTO` = the family's. read_from, read_to: share of
     the sampling in which they are read. dropout: share of a subject's tokens that do not read its reference, drawn anew at each
     step from ``seed``. beside: references sampled aside, None where they stand in the batch. cross: lambda of the mixed texts. bias: on the logits of references. threshold: of masks on token grids, 0 = Otsu's.
+    words: where each subject stands in the scene's prompt; its words are then hidden from the others' tokens. None: they are not.
     """
 
     owner: ClassVar[str] = "Keep Subjects Consistent (IR-Diffusion)"
@@ -76,6 +80,7 @@ class IRDiffusion(ReferencedMethod):
     threshold: float = 0.5
     seed: int = 0
     allow_missing: bool = False
+    words: Located | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("strength", self.strength), ("cross_lambda", self.cross), ("reference_start", self.read_from), ("reference_end", self.read_to)):
@@ -92,6 +97,8 @@ class IRDiffusion(ReferencedMethod):
             raise LoomError(f"{count} scene masks and {len(self.references)} reference masks were given; connect one of each per subject, in the same order.")
         if self.beside is not None and count != len(self.beside.prompts):
             raise LoomError(f"{count} subjects have masks and {len(self.beside.prompts)} references were given; connect one of each per subject, in the same order.")
+        if self.words is not None and count != len(self.words.concepts):
+            raise LoomError(f"{count} subjects have masks and subject_words names {len(self.words.concepts)}; write one line per subject, in the order of the masks.")
         if count > MOST:
             raise LoomError(f"{count} subjects were given and {MOST} fit; take some out.")
         for number in range(count):
@@ -145,6 +152,8 @@ class IRDiffusion(ReferencedMethod):
                 raise LoomError(f"the {name} masks are {w} x {h} and the picture has {x} x {y} tokens, which is another shape; make the masks as the picture is.")
         if family.joint and self.cross > 0:
             warn(f"{self.owner}: this model has no cross-attention, so the portraits' texts are not mixed in")
+        if self.words is not None and not family.joint:
+            warn(f"{self.owner}: this model reads text in cross-attention, where cross_lambda keeps the subjects' words apart; subject_words does nothing")
 
     def _targets(self, batch: int) -> int:
         """Scenes in a batch that begins with the references."""
@@ -182,9 +191,10 @@ class IRDiffusion(ReferencedMethod):
     def _insist(self, call: AttentionCall) -> None:
         if call.frames is not None:
             raise LoomError(f"{self.owner} cannot work with context windows, which cut the batch into parts; take the context window node out.")
-        taken = next((name for name in call.replaced if name.startswith(REPLACED)), None)
+        slots = (SELF, CROSS) if self.cross > 0 else (SELF,)
+        taken = next((name for name in call.replaced if name.startswith(slots)), None)
         if taken is not None:
-            raise LoomError(f"{self.owner} would miss a block: another node replaces its attention ({taken}). Take that node out.")
+            raise LoomError(f"{self.owner} would miss a block: another node replaces its attention ({taken}). Take that node out{_or_texts(taken)}.")
         if call.run is not None and call.run.whole is not None and call.run.grid != call.run.whole:
             raise LoomError(f"{self.owner} cannot work with a conditioning of an area, in which masks of the whole picture mean nothing; take the area off the prompt.")
 
@@ -216,7 +226,7 @@ class IRDiffusion(ReferencedMethod):
 
     def _write(self, call: AttentionCall, draft: Draft, scene: int, group: tuple[tuple[int, int], ...]) -> bool:
         """Labels and segments for some elements; whether there were any."""
-        labels = self._labels(call, scene) if self.isolation and self.subjects > 1 else None
+        labels = self._labels(call, scene, group) if self.isolation and self.subjects > 1 else None
         segments = list(self._segments(call, scene, group)) if self._reads(call) else []
         if labels is None and not segments:
             return False
@@ -232,18 +242,21 @@ class IRDiffusion(ReferencedMethod):
         start = self.start_layer if self.start_layer >= 0 else round(START.get(call.family, 0.5) * call.block.total)
         return self.reading != "off" and call.block.ordinal >= start and self._inside(call.progress)
 
-    def _labels(self, call: AttentionCall, scene: int) -> Labels:
-        """Kinds of token: 0 background and text, which all see and which see all; i the subject i, which sees itself and those."""
+    def _labels(self, call: AttentionCall, scene: int, group: tuple[tuple[int, int], ...]) -> Labels:
+        """Isolation; the words of the scene's prompt are hidden where it is that prompt that is read."""
+        size = call.batch // len(call.rows)
+        named = tuple(self.words is not None and call.kind == "joint" and call.rows[e // size] == 0 for e, _ in group)
 
-        def make() -> Labels:
+        def make(words: Located | None) -> Labels:
             masks, _ = self._masks(call, scene)
-            kind = (masks * torch.arange(1, self.subjects + 1).view(-1, 1, 1)).sum(0).flatten()
-            every = (1 << (self.subjects + 1)) - 1
-            allow = torch.tensor([every, *(1 | 1 << i for i in range(1, self.subjects + 1))])
-            label = call.q.along(kind, 0)
-            return Labels(label.to(torch.int8)[None].to(call.device), allow[label][None].to(call.device), self.subjects + 1)
+            made = isolated(masks, call.q, words)
+            return Labels(made.label_k.to(call.device), made.allow_q.to(call.device), made.count)
 
-        return self._kept(call, ("labels", scene, call.q, str(call.device)), make)
+        def each() -> Labels:
+            own = [make(self.words if name else None) for name in (named if any(named) and not all(named) else named[:1])]
+            return Labels(torch.cat([x.label_k for x in own]), torch.cat([x.allow_q for x in own]), max(x.count for x in own))
+
+        return self._kept(call, ("labels", scene, named, call.q, str(call.device)), each)
 
     def _segments(self, call: AttentionCall, scene: int, group: tuple[tuple[int, int], ...]) -> Iterator[ExtraKV]:
         """The references of all subjects as keys and values [E, H, n, D] for the elements of a group."""
@@ -337,6 +350,10 @@ class IRDiffusion(ReferencedMethod):
             weight = torch.full((len(rows),), self.strength * self.cross, device=call.device)
             each = tuple(range(len(group)))
             draft.part(tuple(element for element, _ in group)).aside(self.owner, Aside(k, v, rows, weight, each, each))
+
+
+def _or_texts(slot: str) -> str:
+    return ", or set cross_lambda to 0" if slot.startswith(CROSS) else ""
 
 
 @dataclass(frozen=True, eq=False)

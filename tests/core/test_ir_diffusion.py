@@ -8,14 +8,16 @@ import tiny_models
 import torch
 from attention_loom.core.attach import attach, methods_of, record_of
 from attention_loom.core.call import AttentionCall, Block, Seen, Span, TokenLayout
+from attention_loom.core.concepts import Concept, Located
 from attention_loom.core.errors import ConflictError, LoomError
 from attention_loom.core.families.base import RopePlane
+from attention_loom.core.isolation import isolated
 from attention_loom.core.methods.entropy_scale import EntropyScale
 from attention_loom.core.methods.ir_diffusion import Draws, IRDiffusion
 from attention_loom.core.parted import parted
 from attention_loom.core.places import apart_on_grid, closed, covered, disjoint, on_grid, refined, stack, without_bottom
-from attention_loom.core.reposition import in_place, repositioned
-from attention_loom.core.subject_batch import latents, prompts
+from attention_loom.core.reposition import in_place, pasted, repositioned
+from attention_loom.core.subject_batch import before, latents, prompts
 from attention_loom.core.weave import Draft
 from attention_loom.kernels import attend
 from attention_loom.kernels.plan import Labels, Probe
@@ -114,6 +116,26 @@ def test_reposition_is_the_nearest_token_map():
     assert torch.equal(same.source, mask.flatten().nonzero()[:, 0]) and not same.shift.any(), "masks that are equal move nothing"
     assert torch.equal(in_place(mask, scene).source, same.source)
     assert repositioned(mask, torch.zeros_like(mask)) is None and in_place(torch.zeros_like(mask), mask) is None
+
+
+def test_a_picture_is_cropped_resized_and_pasted():
+    picture = torch.arange(2 * 8 * 12.0).reshape(2, 8, 12)
+    reference, scene = torch.zeros(8, 12, dtype=torch.bool), torch.zeros(8, 12, dtype=torch.bool)
+    reference[1:4, 2:6], scene[4:7, 7:11] = True, True
+    got, mask = pasted(picture, reference, scene)
+    assert torch.equal(got[:, 4:7, 7:11], picture[:, 1:4, 2:6]) and torch.equal(mask, scene), "a move alone keeps the pixels"
+    ground = picture[:, ~reference].mean(1)
+    assert torch.allclose(got[:, ~scene], ground[:, None].expand(-1, int((~scene).sum())))
+    wide = torch.zeros_like(scene)
+    wide[0:8, 0:12] = True
+    same = torch.full((1, 1, 8, 12), 3.0)
+    same[..., 1:4, 2:6] = 5.0
+    got, mask = pasted(same, reference, wide)
+    assert got.shape == same.shape and torch.allclose(got, torch.full_like(got, 5.0)) and mask.all(), "a larger place is filled"
+    assert pasted(picture, reference, torch.zeros_like(scene))[0] is picture
+    dot = torch.zeros_like(scene)
+    dot[2, 2] = dot[5, 9] = True
+    assert pasted(picture, dot, torch.roll(dot, 1, 1) & False | (torch.arange(8)[:, None] == 3) & (torch.arange(12) == 3))[1].any()
 
 
 # --- one call ---------------------------------------------------------------------------------------------------------
@@ -254,6 +276,68 @@ def test_rotary_keys_stand_where_their_tokens_went():
         assert (segment.k[0] - want).abs().max() < 1e-5 and (segment.k[0] - qkv[1][i][:, source]).abs().max() > 0.1
     still = next(iter(draft_of(method(reading="in place"), call_of("self", qkv, plane=PLANE)).parts.values())).segments
     assert torch.equal(still[0][1].k[0], qkv[1][0][:, own[0].flatten()]), "what is not moved keeps its bits"
+
+
+def test_in_a_unet_a_move_alone_changes_nothing_and_a_resize_does():
+    """No positions: a reference of the same size elsewhere gives the same keys in the same order."""
+    q, k, v = tensors(2, Y * X)
+    place, size = box(0, 0.5, 0, 0.5), (box(0.5, 1, 0.5, 1), box(0, 1, 0, 0.34))
+    for reference, same in zip(size, (True, False), strict=True):
+        moved, still = (method(scene=place[None, None], references=reference[None], reading=reading) for reading in ("reposition", "in place"))
+        a, b = (run(m, call_of("self", (q, k, v))) for m in (moved, still))
+        assert torch.equal(a, b) == same
+        turned = (run(m, call_of("self", (q, k, v), plane=PLANE)) for m in (moved, still))
+        assert not torch.allclose(*turned, atol=1e-4), "where positions turn keys, both do"
+
+
+def test_equal_masks_gather_the_references_own_keys():
+    q, k, v = tensors(3, Y * X)
+    segments = next(iter(draft_of(method(references=SCENE[0]), call_of("self", (q, k, v), plane=PLANE)).parts.values())).segments
+    for i, (mask, (_, segment)) in enumerate(zip(apart_on_grid(SCENE[0], Y, X).flatten(1), segments, strict=True)):
+        assert torch.equal(segment.k[0], k[i][:, mask]) and torch.equal(segment.v[0], v[i][:, mask])
+
+
+def test_no_weight_goes_from_one_subject_to_another():
+    """Values that say whose token they are: what arrives is the share of attention, exactly."""
+    q, k, _ = tensors(3, Y * X)
+    masks = apart_on_grid(SCENE[0], Y, X).flatten(1)
+    v = torch.zeros(3, H, Y * X, D, dtype=torch.float64)
+    for i in range(2):
+        v[2, :, masks[i], i] = 1.0
+    got = run(method(reading="off"), call_of("self", (q, k, v)))[2]
+    for i, j in ((0, 1), (1, 0)):
+        assert not got[:, masks[i], j].any() and (got[:, masks[i], i] > 0).all()
+
+
+WORDS = Located((Concept("a", (1, 2), ("a", "b")), Concept("c", (4,), ("c",))), (1, 2, 3, 4), 6)
+
+
+@pytest.mark.parametrize("rows", [(0,), (0, 1)])
+def test_words_of_a_subject_are_hidden_from_the_others(rows):
+    qkv = tensors(3 * len(rows), 6 + Y * X)
+    call = call_of("joint", qkv, rows, 6)
+    got, open_ = (run(method(reading="off", words=words), call) for words in (WORDS, None))
+    masks = torch.zeros(2, 6 + Y * X, dtype=torch.bool)
+    masks[:, 6:] = apart_on_grid(SCENE[0], Y, X).flatten(1)
+    words = torch.zeros(2, 6 + Y * X, dtype=torch.bool)
+    words[0, [1, 2]], words[1, 4] = True, True
+    apart = (masks[0][:, None] & (masks[1] | words[1])[None]) | (masks[1][:, None] & (masks[0] | words[0])[None])
+    q, k, v = qkv
+    assert torch.allclose(got[2], softmax(q[2], k[2], v[2], ~apart), atol=1e-5) and not torch.allclose(got[2], open_[2], atol=1e-4)
+    assert torch.equal(got[:2], open_[:2])
+    if len(rows) == 2:
+        assert torch.equal(got[3:], open_[3:]), "the negative prompt has no such words"
+
+
+def test_words_of_a_prompt_whose_template_is_dropped():
+    layout = TokenLayout((Span("text", 4), IMAGE))
+    masks = apart_on_grid(SCENE[0], Y, X)
+    labels = isolated(masks, layout, replace(WORDS, concepts=(Concept("a", (3, 4), ()), Concept("c", (5,), ()))))
+    assert labels.label_k[0, :4].tolist() == [0, 3, 3, 4] and labels.count == 5
+    assert labels.allow_q[0, :4].tolist() == [31] * 4, "text sees everything"
+    assert {int(labels.allow_q[0, 4 + int(m.flatten().nonzero()[0])]) for m in masks} == {0b01011, 0b10101}
+    with pytest.raises(LoomError, match="a prompt of 6 tokens and the model reads 4"):
+        isolated(masks, layout, WORDS)
 
 
 def test_strength_and_bias_weigh_the_references():
@@ -519,6 +603,32 @@ def test_the_node_makes_masks_ready(host):
         (lambda: configure(deep, REFERENCES, overlap="x"), "overlap 'x' was given"),
         (lambda: configure(small, REFERENCES, references="x"), "references 'x' was given"),
         (lambda: LoomPlaceMasks.execute("", 64, 64), "no place was given"),
+    ):
+        with pytest.raises(LoomError, match=words):
+            act()
+
+
+def test_more_portraits_join_a_batch():
+    scene, negative = text(0), text(9)
+    first = latents({"samples": torch.zeros(2, 4, 8, 8)}, 2)
+    positive, against = prompts(scene, [text(1), text(2)], 2), prompts(negative, [negative] * 2, 2)
+    assert before(first) == 2
+    both = latents(first, 1)
+    assert both["samples"].shape[0] == 5 and both["batch_index"] == [2, 2, 2, 0, 1] and before(both) == 3
+    ((rows, facts),) = prompts(positive, [text(3)], 4, 2)
+    for row, pooled, source in zip(rows, facts["pooled_output"], (text(1), text(2), text(3), scene, scene), strict=True):
+        assert torch.equal(row, source[0][0][0]) and torch.equal(pooled, source[0][1]["pooled_output"][0])
+    ((rows, _),) = prompts(against, [against], 4, 2)
+    assert all(torch.equal(row, negative[0][0][0]) for row in rows)
+    part = both | {"samples": both["samples"][3:4], "batch_index": both["batch_index"][3:4]}
+    assert before(part) == 0, "one picture taken out of a batch is a scene"
+    own = [[torch.cat([text(i)[0][0] for i in (5, 6)]), {}]]
+    ((rows, _),) = prompts(own, [[[text(1)[0][0], {}]]], 2)
+    assert torch.equal(rows[1:], own[0][0]), "scenes with prompts of their own"
+    for act, words in (
+        (lambda: prompts(scene, [text(3)], 4, 2), "need one row or 4, as the latent has pictures, and one of them has 1"),
+        (lambda: prompts(positive, [text(3)], 2), "need one row or 2"),
+        (lambda: prompts(positive, [text(1)] * 15, 4, 2), "17 portraits were given and 16 fit"),
     ):
         with pytest.raises(LoomError, match=words):
             act()
