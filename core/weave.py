@@ -167,9 +167,9 @@ class Draft:
         return out
 
     @property
-    def steps_aside(self) -> bool:
-        """Whether anything is asked for beside the plan that changes the result."""
-        return bool(self.swaps or self.reworks)
+    def beside(self) -> tuple[str, ...]:
+        """What is asked for beside the plan that changes the result, as the report calls it."""
+        return (*(["replaced_kv"] if self.swaps else []), *(["reworked"] if self.reworks else []))
 
     def leave(self, owner: str, reason: str) -> None:
         """Note why a method that wanted this call did nothing to it; the report shows it."""

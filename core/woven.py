@@ -135,9 +135,22 @@ class Woven:
     def _execute(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:
         if draft.parts:
             return self._parted(sig, draft)
+        replaced = draft.replaced()
+        out = self._planned(sig if replaced is None else sig.reading(*replaced), call, draft)
+        if draft.results or draft.reworks:
+            result = sig.take(out)
+            for _, reader in draft.results:
+                reader(result)
+            made = draft.reworked(result)
+            out = out if made is result else sig.give(made)
+        return out
+
+    def _planned(self, sig: signature.Signature, call: AttentionCall, draft: Draft) -> Tensor:
+        """The call by its plan, on the keys and values in ``sig``."""
         plan = draft.plan()
         if plan.empty:
-            self.run.count(Entry(call.kind, False, self._host, reason="; ".join(draft.reasons)), call)
+            owners = draft.owners if draft.beside else ()
+            self.run.count(Entry(call.kind, bool(owners), self._host, owners, draft.beside, "; ".join(draft.reasons)), call)
             return sig.stock(self.previous)
         try:
             bias = sig.key_bias()
@@ -145,7 +158,7 @@ class Woven:
             self.run.warn(f"{', '.join(draft.owners)} left calls alone: {error}")
             self.run.count(Entry(call.kind, False, self._host, reason=str(error)), call)
             return sig.stock(self.previous)
-        parts, alone = tuple(sorted(plan.features)), plan.without("blocks").empty
+        parts, alone = tuple(sorted({*plan.features, *draft.beside})), plan.without("blocks").empty
         owners, backend = draft.owners, draft.backend()
         if bias is not None:
             draft.bias("the prompt's padding mask", bias)
