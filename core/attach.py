@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import latent
+from . import latent, prefix
 from .beside import SidePass
-from .errors import ConflictError, LoomError
+from .errors import LoomError
 from .extra_pass import guide
 from .families import family_of
 from .families.base import Family, RopeAxis, RopePlane, Unclear
@@ -26,10 +26,8 @@ from .methods.base import Method
 from .methods.extra import GuidanceMethod
 from .methods.guided import LatentMethod
 from .methods.referenced import ReferencedMethod
-from .methods.sourced import SourcedMethod
 from .report import Entry, Record, Run
 from .side_call import with_references
-from .source_call import with_source
 from .woven import Woven
 
 METHODS = "loom_methods"
@@ -109,7 +107,6 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     diffusion = patcher.get_model_object("diffusion_model")
     family = family_of(diffusion)
     run = record.begin(family.name, tuple(m.owner for m in methods if not m.reads), str(patcher.load_device))
-    run.noise = noise
     failed = True
     try:
         _check(family, diffusion, noise, methods, run)
@@ -163,29 +160,28 @@ def _moving(methods: tuple[Method, ...]) -> tuple[LatentMethod, ...]:
 
 
 def _predict_noise(executor: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any] | None = None, seed: Any = None) -> Tensor:
-    """Methods that move the latent come before the model sees it."""
+    """Methods that move the latent come before the model sees it; what extra passes take over from the main one is of this evaluation alone."""
     given = model_options or {}
     options = given.get("transformer_options", {})
     moving, record = _moving(options.get(METHODS, ())), options.get(RECORD)
-    if not moving or record is None or record.current is None:
+    run = None if record is None else record.current
+    if run is None:
         return executor(x, sigma, given, seed)
-    return latent.guide(executor, x, sigma, given, seed, moving, record.current)
+    prefix.forget(run)
+    try:
+        return latent.guide(executor, x, sigma, given, seed, moving, run) if moving else executor(x, sigma, given, seed)
+    finally:
+        prefix.forget(run)
 
 
 def _calc_cond_batch(executor: Any, model: Any, conds: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> Any:
-    """References that are sampled aside come before the scene, and so does the picture that is edited."""
+    """References that are sampled aside come before the scene."""
     options = model_options.get("transformer_options", {})
+    method = next((m for m in options.get(METHODS, ()) if isinstance(m, ReferencedMethod) and m.beside is not None), None)
     run = None if (record := options.get(RECORD)) is None else record.current
-    aside = [m for m in options.get(METHODS, ()) if (isinstance(m, ReferencedMethod) and m.beside is not None) or (isinstance(m, SourcedMethod) and m.source is not None)]
-    if not aside or run is None or isinstance(options.get(EXTRA), SidePass):
+    if method is None or run is None or isinstance(options.get(EXTRA), SidePass):
         return executor(model, conds, x, sigma, model_options)
-    first, *others = aside
-    if others:
-        raise ConflictError(first.owner, others[0].owner, "each shows the model pictures of its own beside the sampler's", "Use one of them.")
-    at = _progress(options, float(sigma.max()))
-    if isinstance(first, SourcedMethod):
-        return with_source(first, run, at, _steps(options), executor, model, conds, x, sigma, model_options)
-    return with_references(first, run, at, executor, model, conds, x, sigma, model_options)
+    return with_references(method, run, _progress(options, float(sigma.max())), executor, model, conds, x, sigma, model_options)
 
 
 # --- one model call -------------------------------------------------------------------------------------------------
@@ -211,13 +207,18 @@ def _apply_model(
     run.step(sigma)
     if pass_ is not None:
         pass_.begin(run)
+    before = _prefix(base, everyone, given, x.shape[0], run, pass_)
     if not active:
         why = "outside every method's percent window" if methods else "the main pass stays as it is: guidance acts in an extra one"
         run.count(Entry("model call", False, "host", reason=why))
-        return executor(x, t, c_concat, c_crossattn, control, given, **extra)
+        if before is None:
+            return executor(x, t, c_concat, c_crossattn, control, given, **extra)
+        options = dict(given) | {prefix.PREFIX: before}
+        family.mark(options, base.diffusion_model)
+        return executor(x, t, c_concat, c_crossattn, control, options, **extra)
     geometry = family.geometry(base.diffusion_model, x, c_crossattn, extra)
     run.grid = geometry.grid
-    options = dict(given)
+    options = dict(given) if before is None else dict(given) | {prefix.PREFIX: before}
     family.mark(options, base.diffusion_model)
     options[OVERRIDE] = Woven(
         methods=active,
@@ -235,6 +236,15 @@ def _apply_model(
         extra=pass_,
     ).override
     return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+
+
+def _prefix(base: Any, methods: tuple[Method, ...], options: dict[str, Any], batch: int, run: Run, pass_: ExtraPass | None) -> prefix.Prefix | None:
+    """What this model call keeps for the extra passes behind it, or takes over from the main one."""
+    guiding = [m for m in methods if isinstance(m, GuidanceMethod) and m.reuse]
+    if not guiding:
+        return None
+    ends = run.kept("prefix ends", lambda: prefix.ends(guiding, family_of(base.diffusion_model).blocks(base.diffusion_model)))
+    return prefix.Prefix(run, options, batch, ends, pass_) if ends else None
 
 
 def _progress(options: dict[str, Any], sigma: float) -> float:

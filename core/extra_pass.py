@@ -60,6 +60,8 @@ def _insist(method: GuidanceMethod, model: Any, pass_: ExtraPass) -> None:
     """An extra pass that changed nothing is no guidance; one that missed some of its blocks is said in the report."""
     blocks = [b for b in family_of(model.diffusion_model).blocks(model.diffusion_model) if method.reaches(b)]
     missed = [str(b) for b in blocks if b not in pass_.touched]
+    if method.reuse and not pass_.reused and pass_.run is not None:
+        pass_.run.warn(f"{method.owner}: reuse_prefix took no block over from the main pass: the first block is chosen, or the main pass did not run this prompt")
     if not pass_.touched:
         raise LoomError(
             f"{method.owner} could not change any attention in its extra pass ({', '.join(missed[:4])}{', ...' if len(missed) > 4 else ''}): another node replaces those "

@@ -104,12 +104,14 @@ EXTRA = "loom_extra_pass"
 
 @dataclass
 class ExtraPass:
-    """One extra pass under way, in the options of its model calls. calls: model calls made; touched: blocks it changed."""
+    """One extra pass under way, in the options of its model calls. calls: model calls made; touched: blocks it changed; reused: blocks it took
+    over from the main pass."""
 
     name: str
     calls: int = 0
     run: Run | None = field(default=None, repr=False)
     touched: set[Block] = field(default_factory=set)
+    reused: set[Block] = field(default_factory=set)
 
     def begin(self, run: Run) -> None:
         """A model call of this pass begins."""

@@ -98,6 +98,10 @@ class LoomSoftPAG(io.ComfyNode):
                                tooltip="Acts only at noise levels above this one. Negative: no limit."),
                 ),
                 *common.place_inputs()[1:],
+                *common.advanced(
+                io.Boolean.Input("reuse_prefix", default=False, optional=True,
+                                 tooltip="Faster: the extra evaluation takes the blocks before the first chosen one over from the normal one, which computed the same. Up to rounding the same picture. Transformers only; keeps one layer's activations."),
+                ),
             ],
             outputs=[common.model_output()],
         )  # fmt: skip
@@ -125,6 +129,7 @@ def configure(
     sigma_start: float = -1.0,
     sigma_end: float = -1.0,
     backend: str = "auto",
+    reuse_prefix: bool = False,
 ) -> SoftPAG:
     """The node's inputs as a method. Raises LoomError."""
     return SoftPAG(
@@ -133,6 +138,7 @@ def configure(
         common.choice("target", target, list(TARGETS)),
         common.choice("rows", rows, list(ROWS)),
         guidance=Guidance(scale, rescale, common.choice("rescale_mode", rescale_mode, list(RESCALE_MODES)), adaptive_scale, sigma_start, sigma_end),  # type: ignore[arg-type]
+        reuse=reuse_prefix,
         window=common.window(start_percent, end_percent),
         backend=common.choice("backend", backend, common.BACKENDS),
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..call import Block, Geometry, Kind, Project, Span, TokenLayout
+from ..prefix import PREFIX, Prefix
 
 MARK = "loom_block"
 """Key in transformer_options under which the running block is published."""
@@ -106,6 +107,8 @@ class Family(ABC):
     positions_in_model_dtype: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     """Whether text and picture stand in one attention."""
+    whole_blocks: ClassVar[bool] = True
+    """Whether a block's work can be taken over as a whole (``core/prefix.py``)."""
     refused: ClassVar[dict[str, str]] = {}
     """Class names that look like this family but cannot be hooked, with the reason."""
 
@@ -219,12 +222,16 @@ def _marking(block: Block, previous: Callable[..., Any] | None, seen: dict[str, 
     def replace(args: dict[str, Any], extra: dict[str, Any]) -> Any:
         if "txt" in args:  # single blocks get the joined sequence, and take the number from the double blocks before them
             seen["text"] = args["txt"].shape[1]
-        args = args | {"transformer_options": args["transformer_options"] | {MARK: Mark(block, text=seen.get("text"))}}
-        if previous is not None:
-            return previous(args, extra)
-        return extra["original_block"](args)
+        options = args["transformer_options"]
+        args = args | {"transformer_options": options | {MARK: Mark(block, text=seen.get("text"))}}
+        return _through(options, block, lambda: extra["original_block"](args) if previous is None else previous(args, extra))
 
     return replace
+
+
+def _through(options: dict[str, Any], block: Block, compute: Callable[[], Any]) -> Any:
+    prefix: Prefix | None = options.get(PREFIX)
+    return compute() if prefix is None else prefix.through(block, compute)
 
 
 def mark_forward(patcher: Any, path: str, block: Block) -> None:
@@ -236,9 +243,10 @@ def mark_forward(patcher: Any, path: str, block: Block) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         options = kwargs.get("transformer_options")
-        if options:
-            kwargs["transformer_options"] = options | {MARK: Mark(block)}
-        return original(*args, **kwargs)
+        if not options:
+            return original(*args, **kwargs)
+        kwargs["transformer_options"] = options | {MARK: Mark(block)}
+        return _through(options, block, lambda: original(*args, **kwargs))
 
     patcher.add_object_patch(f"{path}.forward", forward)
 

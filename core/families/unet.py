@@ -24,6 +24,7 @@ class UNet(Family):
     """Adapter of ``comfy.ldm.modules.diffusionmodules.openaimodel``."""
 
     name = "SD 1.5 / SDXL"
+    whole_blocks = False
     classes = ("UNetModel",)
 
     def blocks(self, model: Any) -> list[Block]:

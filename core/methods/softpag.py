@@ -72,6 +72,7 @@ class SoftPAG(GuidanceMethod):
 
     def check_family(self, family: Family, model: Any) -> None:
         """The chosen blocks and heads must be there, and image_image needs text beside the picture."""
+        super().check_family(family, model)
         self.heads.check(family.name, family.blocks(model), lambda block: family.heads(model, block))
         if self.rows == "image_image" and not family.joint:
             raise LoomError(f"rows image_image needs attention over text and picture together, and {family.name} reads its text apart; set rows to all.")

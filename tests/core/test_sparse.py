@@ -4,7 +4,7 @@ import host_inprocess
 import pytest
 import tiny_models
 import torch
-from attention_loom.core import attach as attach_module
+from attention_loom.core import woven
 from attention_loom.core.attach import attach, record_of
 from attention_loom.core.errors import ConflictError, LoomError
 from attention_loom.core.methods.sparse import Memory, SparseAttention
@@ -287,13 +287,13 @@ def test_the_contest_is_against_what_the_call_would_be_without_it(model, monkeyp
     contest = Race(clock)
     monkeypatch.setattr(SparseAttention, "_race", lambda self, call, pattern, tokens: contest)
     patched, decay = attach(model, sparse("radial")), UltraViCo(train_frames=NATIVE, alpha=0.2)
-    seen, attend = [], attach_module.attend
+    seen, attend = [], woven.attend
 
     def watched(q, k, v, plan, **more):
         seen.append(tuple(sorted(plan.features)))
         return attend(q, k, v, plan, **more)
 
-    monkeypatch.setattr(attach_module, "attend", watched)
+    monkeypatch.setattr(woven, "attend", watched)
     sample(attach(patched, decay) if decayed else patched, steps=1)
     assert len(timed) == 2
     assert ("modulation",) in seen if decayed else set(seen) == {("blocks",)}

@@ -1,0 +1,105 @@
+"""Blocks before the first one a guidance method changes: its extra pass takes them over from the main pass instead of computing them again.
+
+Up to that block both passes do the same on the same latent, prompt and noise level. In the main pass the last such block of every kind is
+kept, in the rows of the positive conditionings; in the extra pass the blocks up to there hand that on. What the host adds between two blocks
+(ControlNets) is added behind what is handed on, as before. The same numbers come out up to the rounding of another batch; bit for bit where
+the main pass, too, ran the positive prompt alone. Needs blocks that can be replaced as a whole, so U-Nets have it not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .call import Block
+    from .guidance import ExtraPass
+    from .methods.extra import GuidanceMethod
+    from .report import Run
+
+PREFIX = "loom_prefix"
+"""Key in transformer_options under which a model call's :class:`Prefix` stands."""
+_KEPT = "prefix"
+
+
+class Prefix:
+    """One model call. last: of which block what is kept or handed on, by guidance pass and kind of block."""
+
+    def __init__(self, run: Run, options: dict[str, Any], batch: int, ends: dict[str, dict[str, Block]], pass_: ExtraPass | None) -> None:
+        self.run, self.batch, self.ends, self.pass_ = run, batch, ends, pass_
+        self.rows: Sequence[int] = options.get("cond_or_uncond", ())
+        window = options.get("context_window")
+        frames = None if window is None else tuple(window.index_list)
+        self.keys: list[Hashable] = [(uuid, frames) for uuid in options.get("uuids", ())]
+
+    def through(self, block: Block, compute: Callable[[], Any]) -> Any:
+        """What the block gives. compute: the host's own way to it."""
+        if len(self.keys) != len(self.rows) or not self.rows:
+            return compute()
+        if self.pass_ is not None:
+            return self._handed_on(self.pass_.name, block, compute)
+        out = compute()
+        for name, last in self.ends.items():
+            if last.get(block.kind) == block:
+                self._keep(name, block, out)
+        return out
+
+    def _keep(self, name: str, block: Block, out: Any) -> None:
+        kept, n = self.run.kept(_KEPT, dict), self.batch // len(self.rows)
+        for i, (row, key) in enumerate(zip(self.rows, self.keys, strict=True)):
+            if row == 0:
+                kept[name, block, key] = each(out, lambda x, i=i: x[i * n : (i + 1) * n].clone())
+
+    def _handed_on(self, name: str, block: Block, compute: Callable[[], Any]) -> Any:
+        last = self.ends.get(name, {}).get(block.kind)
+        if last is None or block.ordinal > last.ordinal:
+            return compute()
+        kept = self.run.kept(_KEPT, dict)
+        found = [kept.get((name, last, key)) for key in self.keys]
+        if any(f is None for f in found):  # a conditioning the main pass did not have
+            return compute()
+        assert self.pass_ is not None
+        self.pass_.reused.add(block)
+        return joined(found)  # a copy: the host adds to it in place
+
+
+def ends(methods: Sequence[GuidanceMethod], blocks: list[Block]) -> dict[str, dict[str, Block]]:
+    """For each guidance pass that takes blocks over: the last of each kind before the first block the method changes."""
+    out: dict[str, dict[str, Block]] = {}
+    for method in methods:
+        reached = [b.ordinal for b in blocks if method.reaches(b)]
+        before = [b for b in blocks if b.ordinal < min(reached, default=0)]
+        if method.reuse and before:
+            out[method.only_in] = {b.kind: b for b in before}
+    return out
+
+
+def forget(run: Run) -> None:
+    """What was kept of the last evaluation is stale: the next one has another latent."""
+    run.state.pop(_KEPT, None)
+
+
+def each(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of dicts, tuples and lists with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {name: each(part, change) for name, part in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(each(part, change) for part in tree)
+    return tree
+
+
+def joined(trees: list[Any]) -> Any:
+    """One nest whose tensors are those of ``trees`` one behind the other along the batch."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.cat(trees)
+    if isinstance(first, dict):
+        return {name: joined([t[name] for t in trees]) for name in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(joined(list(parts)) for parts in zip(*trees, strict=True))
+    return first
