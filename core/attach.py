@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import latent, prefix
 from .beside import SidePass
-from .errors import LoomError
+from .errors import ConflictError, LoomError
 from .extra_pass import guide
 from .families import family_of
 from .families.base import Family, RopeAxis, RopePlane, Unclear
@@ -26,8 +26,10 @@ from .methods.base import Method
 from .methods.extra import GuidanceMethod
 from .methods.guided import LatentMethod
 from .methods.referenced import ReferencedMethod
+from .methods.sourced import SourcedMethod
 from .report import Entry, Record, Run
 from .side_call import with_references
+from .source_call import with_source
 from .woven import Woven
 
 METHODS = "loom_methods"
@@ -107,9 +109,10 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     diffusion = patcher.get_model_object("diffusion_model")
     family = family_of(diffusion)
     run = record.begin(family.name, tuple(m.owner for m in methods if not m.reads), str(patcher.load_device))
+    run.noise = noise
     failed = True
     try:
-        _check(family, diffusion, noise, methods, run)
+        _check(family, diffusion, noise, methods, run, guider.conds)
         _measure_launches(patcher, run)
         moving = _moving(methods)
         if moving:
@@ -125,8 +128,8 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
                     log.warning("%s changed nothing in this run%s", owner, "".join(f"; {r}" for r in run.reasons_against(owner)[:3]))
 
 
-def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method, ...], run: Run) -> None:
-    """Every method looks at the latent before the first step."""
+def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method, ...], run: Run, prompts: Any) -> None:
+    """Every method looks at the latent and the prompts before the first step."""
     try:
         geometry = replace(family.geometry(diffusion, noise, None, {}), batch=noise.shape[0])
     except (IndexError, Unclear) as error:
@@ -134,6 +137,7 @@ def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method,
     run.grid = run.whole = geometry.grid
     for method in methods:
         method.check_run(family, geometry, run.warn)
+        method.check_prompts(prompts, noise.shape[0])
     for sentence in run.warnings:
         log.warning(sentence)
 
@@ -175,13 +179,19 @@ def _predict_noise(executor: Any, x: Tensor, sigma: Tensor, model_options: dict[
 
 
 def _calc_cond_batch(executor: Any, model: Any, conds: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> Any:
-    """References that are sampled aside come before the scene."""
+    """References that are sampled aside come before the scene, and so does the picture that is edited."""
     options = model_options.get("transformer_options", {})
-    method = next((m for m in options.get(METHODS, ()) if isinstance(m, ReferencedMethod) and m.beside is not None), None)
     run = None if (record := options.get(RECORD)) is None else record.current
-    if method is None or run is None or isinstance(options.get(EXTRA), SidePass):
+    aside = [m for m in options.get(METHODS, ()) if (isinstance(m, ReferencedMethod) and m.beside is not None) or (isinstance(m, SourcedMethod) and m.source is not None)]
+    if not aside or run is None or isinstance(options.get(EXTRA), SidePass):
         return executor(model, conds, x, sigma, model_options)
-    return with_references(method, run, _progress(options, float(sigma.max())), executor, model, conds, x, sigma, model_options)
+    first, *others = aside
+    if others:
+        raise ConflictError(first.owner, others[0].owner, "each shows the model pictures of its own beside the sampler's", "Use one of them.")
+    at = _progress(options, float(sigma.max()))
+    if isinstance(first, SourcedMethod):
+        return with_source(first, run, at, _steps(options), executor, model, conds, x, sigma, model_options)
+    return with_references(first, run, at, executor, model, conds, x, sigma, model_options)
 
 
 # --- one model call -------------------------------------------------------------------------------------------------

@@ -127,3 +127,8 @@ def layers(model: Any) -> Layers:
                 found += [(kind, index, len(run) * j + n, level, bool(layer.disable_self_attn)) for n, layer in enumerate(run)]
     total = len(found)
     return {(kind, index, sub): (Block(kind, index, n, total, sub, level), flag) for n, (kind, index, sub, level, flag) in enumerate(found)}
+
+
+def channels(model: Any) -> list[int]:
+    """Channels of all transformer layers in order of execution."""
+    return [layer.attn1.to_q.in_features for _, _, stage in stages(model) for part in stage for layer in getattr(part, "transformer_blocks", ())]
