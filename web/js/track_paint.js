@@ -245,3 +245,17 @@ function label(ctx, text, x, y, colour) {
   ctx.fillStyle = colour;
   ctx.fillText(text, x, y);
 }
+
+/** Make a canvas of this size as sharp as the screen shows it, and give its context: the graph's zoom counts as much as the display's density. */
+export function fitted(canvas, width, height) {
+  const zoom = (canvas.getBoundingClientRect().width || width) / (canvas.offsetWidth || width || 1);
+  const density = Math.min(4, Math.max(1, Math.ceil(zoom * (window.devicePixelRatio || 1) * 2) / 2));
+  const [w, h] = [Math.max(1, Math.round(width * density)), Math.max(1, Math.round(height * density))];
+  if (canvas.width !== w) canvas.width = w;
+  if (canvas.height !== h) canvas.height = h;
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const ctx = canvas.getContext("2d");
+  ctx.setTransform(density, 0, 0, density, 0, 0);
+  return { ctx, width, height };
+}

@@ -5,7 +5,7 @@ import { EASES, boxAt, placed, stretched } from "./track_geometry.js";
 import { History, addObject, keyIndex, neighbourKey, playedOver, readTrack, removeKey, removeObject, renameObject, setClip, setEase, setKey, setVisible, writeTrack } from "./track_document.js";
 import { TrackInput } from "./track_input.js";
 import { HELP, addStyle, button, el, setIcon, themeOf } from "./track_controls.js";
-import { ROW, RULER, colourOf, paintStage, paintTimeline } from "./track_paint.js";
+import { ROW, RULER, colourOf, fitted, paintStage, paintTimeline } from "./track_paint.js";
 
 const FRAMES_PER_SECOND = 16;
 const LEAST_STAGE = 200;
@@ -230,26 +230,12 @@ export class TrackPanel {
     this.showState();
     if (!this.doc) return;
     const theme = themeOf(this.element);
-    const stage = this.fit(this.stage, this.stageBox.clientWidth, this.stageBox.clientHeight);
+    const stage = fitted(this.stage, this.stageBox.clientWidth, this.stageBox.clientHeight);
     this.place = placed(stage.width, stage.height, this.clip.width, this.clip.height, 12, this.doc.clip ? 0.18 : 0);
     const { doc, frame, selected, onion, image, place, hover, hoverKey } = this;
     paintStage(stage.ctx, stage.width, stage.height, { doc, frame, selected, onion, image, place, hover, theme });
-    const lines = this.fit(this.lines, this.lines.parentElement.clientWidth, RULER + ROW * doc.objects.length + 4);
+    const lines = fitted(this.lines, this.lines.parentElement.clientWidth, RULER + ROW * doc.objects.length + 4);
     paintTimeline(lines.ctx, lines.width, lines.height, { doc, frame, selected, hoverKey, theme });
-  }
-
-  /** Make a canvas as sharp as the screen shows it: the graph's zoom counts as much as the display's density. */
-  fit(canvas, width, height) {
-    const zoom = (canvas.getBoundingClientRect().width || width) / (canvas.offsetWidth || width || 1);
-    const density = Math.min(4, Math.max(1, Math.ceil(zoom * (window.devicePixelRatio || 1) * 2) / 2));
-    const [w, h] = [Math.max(1, Math.round(width * density)), Math.max(1, Math.round(height * density))];
-    if (canvas.width !== w) canvas.width = w;
-    if (canvas.height !== h) canvas.height = h;
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-    const ctx = canvas.getContext("2d");
-    ctx.setTransform(density, 0, 0, density, 0, 0);
-    return { ctx, width, height };
   }
 
   showState() {
