@@ -12,11 +12,11 @@ from torch import Tensor
 from ..core import places, regions, subject_batch
 from ..core.attach import attach
 from ..core.beside import Beside
+from ..core.concepts import Located, locate
 from ..core.errors import LoomError
 from ..core.methods.ir_diffusion import AUTO, READINGS, IRDiffusion
 from ..core.reposition import pasted
 from . import common
-from .prompt import find
 
 LOOM_SUBJECTS = io.Custom("LOOM_SUBJECTS")
 """References sampled aside: :class:`core.beside.Beside`."""
@@ -146,10 +146,20 @@ def configure(
         threshold=mask_threshold,
         seed=seed,
         allow_missing=allow_missing,
-        words=find(clip, scene_prompt, subject_words, None, "subject") if subject_words.strip() else None,
+        words=_words(clip, scene_prompt, subject_words),
         beside=subjects,
         backend=common.choice("backend", backend, common.BACKENDS),
     )
+
+
+def _words(clip: Any, prompt: str, lines: str) -> Located | None:
+    """Where the subjects stand in the scene's prompt; None if no words are given."""
+    phrases = [line.strip() for line in lines.splitlines() if line.strip()]
+    if not phrases:
+        return None
+    if clip is None:
+        raise LoomError("subject_words needs the text encoder of the scene's prompt; connect it to clip.")
+    return locate(clip, prompt, phrases)
 
 
 def _moved(subjects: Beside | None, own: Tensor, scenes: Tensor, reading: str) -> tuple[Beside, Tensor]:

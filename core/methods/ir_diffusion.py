@@ -26,6 +26,7 @@ from torch import Tensor
 from ...kernels.plan import Aside, ExtraKV, Labels
 from ...kernels.stages import rotate
 from ..beside import SidePass, notes_key
+from ..draws import Draws
 from ..errors import LoomError
 from ..isolation import isolated
 from ..places import apart_on_grid, bounds, on_grid
@@ -154,6 +155,18 @@ class IRDiffusion(ReferencedMethod):
             warn(f"{self.owner}: this model has no cross-attention, so the portraits' texts are not mixed in")
         if self.words is not None and not family.joint:
             warn(f"{self.owner}: this model reads text in cross-attention, where cross_lambda keeps the subjects' words apart; subject_words does nothing")
+
+    def check_prompts(self, prompts: dict[str, list[dict[str, Any]]], batch: int) -> None:
+        """In one batch with the scene each picture has its row in each prompt."""
+        if self.beside is not None:
+            return
+        cure = "connect the three outputs of Subjects and Scene in One Batch to the sampler"
+        for name, entries in prompts.items():
+            if len(entries) > 1:
+                raise LoomError(f"the {name} prompt consists of {len(entries)} conditionings and {self.owner} takes one with a row per picture; take Combine and area nodes out.")
+            for text in (entry.get("cross_attn") for entry in entries):
+                if text is not None and len(text) != batch and (len(text) > 1 or name == "positive"):
+                    raise LoomError(f"the {name} prompt has {len(text)} rows and the latent {batch} pictures, portraits first; {cure}.")
 
     def _targets(self, batch: int) -> int:
         """Scenes in a batch that begins with the references."""
@@ -372,23 +385,3 @@ def _picked(call: AttentionCall, own: list[int], moved: _Placed) -> tuple[Tensor
     if moved.turns:
         k = rotate(k, moved.shift, call.plane.freqs.float().to(k.device), call.plane.pairing)  # type: ignore[union-attr,attr-defined]
     return k, v
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What is drawn at one step for one token grid: the same for all layers, heads and halves of guidance, and for every run."""
-
-    seed: int
-    step: int
-    tokens: int
-    scene: int
-
-    def kept(self, masks: Tensor, dropout: float) -> Tensor:
-        """Masks bool [S, N] with a share of each one's tokens dropped; a mask that would lose all keeps all."""
-        if dropout == 0:
-            return masks
-        seed = 0
-        for part in (self.seed, self.step, self.tokens, self.scene):
-            seed = (seed * 1_000_003 + part + 1) % 2**63
-        drawn = masks & (torch.rand(masks.shape, generator=torch.Generator().manual_seed(seed)) >= dropout)
-        return torch.where(drawn.any(1, keepdim=True), drawn, masks)

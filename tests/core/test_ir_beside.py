@@ -139,3 +139,57 @@ def test_the_nodes_take_pictures(host):
     assert torch.equal(tiny_models.sample(patched, model), tiny_models.sample(attach(model.patcher, method(given)), model))
     with pytest.raises(LoomError, match="2 reference latents and 1 prompts"):
         LoomReferencePictures.execute({"samples": given.latents}, model.negative, portrait_1=given.prompts[0])
+
+
+def test_a_moved_picture_stands_where_its_subject_goes(host):
+    from attention_loom.core.attach import methods_of
+    from attention_loom.core.reposition import pasted
+    from attention_loom.nodes.ir_diffusion import LoomIRDiffusion, configure
+
+    model = tiny_models.tiny("sd15", latent=(1, *SIZE["sd15"]))
+    given = beside("sd15", model)
+    settings = dict(min_mask=0.0, start_layer=0, subjects=given, query_dropout=0.0)
+    (patched,) = LoomIRDiffusion.execute(model.patcher, SCENE[0], REFERENCES, reposition_level="latent", **settings).result
+    (m,) = methods_of(patched)
+    assert torch.equal(m.references > 0.5, torch.stack([mask[::4, ::4] for mask in SCENE[0]]) > 0.5), "boxes: each fills its place"
+    want, _ = pasted(given.latents[0], REFERENCES[0][::4, ::4] > 0.5, SCENE[0, 0][::4, ::4] > 0.5)
+    assert torch.equal(m.beside.latents[0], want) and m.beside.prompts == given.prompts
+    ours = tiny_models.sample(patched, model)
+    (tokens,) = LoomIRDiffusion.execute(model.patcher, SCENE[0], REFERENCES, **settings).result
+    assert torch.isfinite(ours).all() and not torch.allclose(ours, tiny_models.sample(tokens, model), atol=1e-4)
+    for more, words in (
+        (dict(subjects=None), "needs Reference Pictures at subjects"),
+        (dict(references="in place"), "needs Reference Pictures at subjects"),
+        (dict(reposition_level="x"), "reposition_level 'x' was given"),
+        (dict(subjects=beside("sd15", model, count=3)), "2 subjects have masks and 3 references"),
+    ):
+        with pytest.raises(LoomError, match=words):
+            configure(SCENE[0], REFERENCES, **(dict(reposition_level="latent") | settings | more))
+    with pytest.raises(LoomError, match="masks of 2 scenes were given"):
+        configure(torch.cat([SCENE[0], SCENE[0]]), REFERENCES, reposition_level="latent", **settings)
+
+
+def test_references_run_without_the_scenes_controlnet(host):
+    from attention_loom.core.side_call import _prepared
+
+    model = tiny_models.tiny("sd15", latent=(1, *SIZE["sd15"]))
+    held = [[model.negative[0][0], model.negative[0][1] | {"control": object(), "control_apply_to_uncond": False}]]
+    given = beside("sd15", model)
+    given = Beside(given.latents, tuple(held for _ in given.prompts), held, SEED)
+    ready = _prepared(OWNER, given, model.patcher.model, torch.zeros(1, *SIZE["sd15"]))
+    assert not any("control" in entry for role in ready.conds for entries in role for entry in entries)
+
+
+def test_more_pictures_in_a_chain(host):
+    from attention_loom.nodes.ir_diffusion import LoomReferencePictures
+
+    model = tiny_models.tiny("sd3", latent=(1, *SIZE["sd3"]))
+    given = beside("sd3", model)
+    parts = [{"samples": given.latents[i : i + 1]} for i in range(2)]
+    (first,) = LoomReferencePictures.execute(parts[0], model.negative, SEED, portrait_1=given.prompts[0]).result
+    (both,) = LoomReferencePictures.execute(parts[1], model.negative, 99, before=first, portrait_1=given.prompts[1]).result
+    assert torch.equal(both.latents, given.latents) and both.prompts == given.prompts and both.seed == SEED
+    with pytest.raises(LoomError, match="make them of one size"):
+        LoomReferencePictures.execute({"samples": torch.zeros(1, 16, 8, 8)}, model.negative, before=first, portrait_1=given.prompts[1])
+    with pytest.raises(LoomError, match="portrait_1 is not connected and a later one is"):
+        LoomReferencePictures.execute(parts[0], model.negative, portrait_2=given.prompts[0])

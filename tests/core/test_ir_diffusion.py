@@ -9,11 +9,12 @@ import torch
 from attention_loom.core.attach import attach, methods_of, record_of
 from attention_loom.core.call import AttentionCall, Block, Seen, Span, TokenLayout
 from attention_loom.core.concepts import Concept, Located
+from attention_loom.core.draws import Draws
 from attention_loom.core.errors import ConflictError, LoomError
 from attention_loom.core.families.base import RopePlane
 from attention_loom.core.isolation import isolated
 from attention_loom.core.methods.entropy_scale import EntropyScale
-from attention_loom.core.methods.ir_diffusion import Draws, IRDiffusion
+from attention_loom.core.methods.ir_diffusion import IRDiffusion
 from attention_loom.core.parted import parted
 from attention_loom.core.places import apart_on_grid, closed, covered, disjoint, on_grid, refined, stack, without_bottom
 from attention_loom.core.reposition import in_place, pasted, repositioned
@@ -505,7 +506,16 @@ def test_other_nodes_in_any_order(host):
         (lambda: sampled("sd3", batch("sd3", 1), scene=torch.cat([SCENE, SCENE])), "the latent has 3 pictures, and the masks are for 2 references and 2 scenes"),
         (lambda: sampled("sd3", batch("sd3"), scene=SCENE[:, :, :16]), "the scene masks are 48 x 16 and the picture has 6 x 4 tokens"),
         (lambda: sampled("sd3", batch("sd3"), references=torch.stack([box(0, 1, 0, 0.17), REFERENCES[1]])), "the reference mask of subject 1 is 1 x 4 tokens"),
-        (lambda: sampled("sd15", batch("sd15"), replaced=True), "another node replaces its attention"),
+        (lambda: sampled("sd15", batch("sd15"), replaced="attn1"), "another node replaces its attention"),
+        (lambda: sampled("sd15", batch("sd15"), replaced="attn2"), "Take that node out, or set cross_lambda to 0"),
+        (lambda: sampled("sd3", one_row(batch("sd3"))), "the positive prompt has 1 rows and the latent 3 pictures"),
+        (lambda: sampled("sd3", batch("sd3")._replace(negative=batch("sd3", 2).negative)), "the negative prompt has 4 rows and the latent 3 pictures"),
+        (lambda: sampled("sd3", combined(batch("sd3"))), "the positive prompt consists of 2 conditionings"),
+        (lambda: in_windows(method(), (0, 1)), "cannot work with context windows"),
+        (lambda: method(words=replace(WORDS, concepts=WORDS.concepts[:1])), "2 subjects have masks and subject_words names 1"),
+        (lambda: method(strength=1.5), "strength 1.5 was given"),
+        (lambda: method(threshold=0.96), "mask_threshold 0.96 was given"),
+        (lambda: method(reading="x"), "references 'x' was given"),
     ],
 )
 def test_what_does_not_fit_is_said(host, make, words):
@@ -513,9 +523,43 @@ def test_what_does_not_fit_is_said(host, make, words):
         make()
 
 
-def sampled(name, model, replaced=False, **settings):
+def one_row(model):
+    return model._replace(positive=[[model.positive[0][0][:1], model.positive[0][1]]])
+
+
+def combined(model):
+    return model._replace(positive=[*model.positive, *model.positive])
+
+
+def in_windows(m, frames):
+    m.contribute(replace(call_of("self", tensors(3, Y * X)), frames=frames), None)
+
+
+@pytest.mark.host
+def test_a_negative_prompt_of_one_row_is_that_of_all_pictures(host):
+    model = batch("sd3")
+    negative = model.negative[0][0][:1]
+    pooled = model.negative[0][1]["pooled_output"][:1]
+    repeated = model._replace(negative=[[negative.expand(3, -1, -1), model.negative[0][1] | {"pooled_output": pooled.expand(3, -1)}]])
+    single = model._replace(negative=[[negative, model.negative[0][1] | {"pooled_output": pooled}]])
+    patched = attach(model.patcher, method(start_layer=0))
+    assert torch.equal(tiny_models.sample(patched, repeated), tiny_models.sample(patched, single))
+
+
+@pytest.mark.host
+def test_texts_replaced_elsewhere_leave_the_rest(host):
+    model = batch("sd15")
     patcher = model.patcher.clone()
-    if replaced:
+    patcher.set_model_attn2_replace(lambda q, k, v, extra: torch.zeros_like(q), "middle", 0)
+    stock, ours = (tiny_models.sample(p, model, cfg=1.0) for p in (patcher, attach(patcher, method(start_layer=0, cross=0.0))))
+    assert torch.equal(ours[:2], stock[:2]) and not torch.equal(ours[2], stock[2])
+
+
+def sampled(name, model, replaced="", **settings):
+    patcher = model.patcher.clone()
+    if replaced == "attn2":
+        patcher.set_model_attn2_replace(lambda q, k, v, extra: v, "middle", 0)
+    elif replaced:
         patcher.set_model_attn1_replace(lambda q, k, v, extra: v, "middle", 0)
     return tiny_models.sample(attach(patcher, method(start_layer=0, **settings)), model)
 
@@ -632,3 +676,25 @@ def test_more_portraits_join_a_batch():
     ):
         with pytest.raises(LoomError, match=words):
             act()
+
+
+@pytest.mark.host
+def test_the_node_finds_the_subjects_words(host):
+    from types import SimpleNamespace
+
+    from attention_loom.nodes.ir_diffusion import configure
+    from comfy.sd1_clip import SD1Tokenizer
+
+    own = SD1Tokenizer()
+    clip = SimpleNamespace(tokenizer=own, cond_stage_model=object(), tokenize=lambda text, return_word_ids=False, **kw: own.tokenize_with_weights(text, return_word_ids, **kw))
+    masks = dict(scene_masks=SCENE[0], reference_masks=REFERENCES, scene_prompt="a red fox and a snowy owl")
+    words = configure(**masks, clip=clip, subject_words=" red fox \n\nsnowy owl\n").words
+    assert [c.tokens for c in words.concepts] == [(2, 3), (6, 7)] and words.length == 77
+    assert configure(**masks, clip=clip).words is None
+    for more, sentence in (
+        (dict(clip=None, subject_words="red fox\nsnowy owl"), "connect it to clip"),
+        (dict(clip=clip, subject_words="red fox\nwolf"), "'wolf' does not stand in the prompt"),
+        (dict(clip=clip, subject_words="red fox"), "2 subjects have masks and subject_words names 1"),
+    ):
+        with pytest.raises(LoomError, match=sentence):
+            configure(**masks, **more)
