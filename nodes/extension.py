@@ -6,7 +6,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..kernels.triton.tuning import use_directory
 from .astar import LoomAStar
-from .attencraft import LoomAttenCraftMasks
+from .attencraft import LoomAttenCraftMasks, LoomAttenCraftTrain
+from .diffuhaul import LoomDiffUHaul
 from .ditraj import LoomDiTraj, LoomSplitPrompt
 from .entropy_scale import LoomEntropyScale
 from .gradsam import LoomGradSAM, LoomSubjectMask
@@ -59,7 +60,9 @@ class AttentionLoom(ComfyExtension):
             LoomSubjectBatch,
             LoomReferencePictures,
             LoomPlaceMasks,
+            LoomDiffUHaul,
             LoomAttenCraftMasks,
+            LoomAttenCraftTrain,
             LoomDiTraj,
             LoomSplitPrompt,
             LoomTrackEditor,

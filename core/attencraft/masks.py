@@ -136,9 +136,31 @@ def make(words: Tensor, members: Sequence[range], places: SelfMap, rule: Rule, n
         soft = torch.cat([soft, 1 - soft.amax(0, keepdim=True)])
         every = torch.cat([cross, 1 - scaled(cross).amax(0, keepdim=True)])
     masks = assign.assigned(soft, rule.tau)
-    inside = resized(cross, places.grid)
-    scores = tuple(float(c[m].mean()) if bool(m.any()) else 0.0 for c, m in zip(inside, masks, strict=False))
-    return Found((*names, BACKGROUND), every, soft, masks, assign.confusion(soft, masks), scores, sigma)
+    return Found((*names, BACKGROUND), every, soft, masks, assign.confusion(soft, masks), inside(cross, masks[:-1]), sigma)
+
+
+def inside(cross: Tensor, masks: Tensor) -> tuple[float, ...]:
+    """Mean attention on each concept, cross [n, y, x], inside its own mask [n, Y, X]; 0 for an empty one."""
+    large = resized(cross, (masks.shape[1], masks.shape[2]))
+    return tuple(float(c[m].mean()) if bool(m.any()) else 0.0 for c, m in zip(large, masks, strict=True))
+
+
+def given(masks: Tensor, grid: tuple[int, int] | None, names: Sequence[str]) -> Tensor:
+    """Masks from elsewhere, [n, H, W], as bool [n + 1, Y, X] on the grid, what is in none of them last. Raises LoomError."""
+    assert grid is not None
+    stacked = masks.detach().float().reshape(-1, *masks.shape[-2:]).cpu()
+    if len(stacked) != len(names):
+        raise LoomError(f"{len(stacked)} masks and {len(names)} concepts were given; connect one mask per concept, in their order.")
+    h, w = stacked.shape[1:]
+    if h < grid[0] or w < grid[1] or abs(h / w - grid[0] / grid[1]) > 0.02 * grid[0] / grid[1]:
+        raise LoomError(f"the masks are {w} x {h} and the picture has {grid[1]} x {grid[0]} cells; make masks of the picture's size.")
+    if bool(((stacked > 0.5).sum(0) > 1).any()):
+        raise LoomError("the masks overlap; every place may belong to one concept: paint them apart.")
+    own = F.interpolate(stacked[None], grid, mode="area")[0] > 0.5
+    for name, mask in zip(names, own, strict=True):
+        if float(mask.float().mean()) < assign.LEAST:
+            raise LoomError(f"the mask of '{name}' covers {100 * float(mask.float().mean()):.2f} % of the picture, and at least {100 * assign.LEAST:g} % is needed.")
+    return torch.cat([own, ~own.any(0, keepdim=True)])
 
 
 def at_size(masks: Tensor, size: tuple[int, int]) -> Tensor:

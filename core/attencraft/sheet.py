@@ -72,7 +72,7 @@ def _matrix(page: Page, found: Found, y: float, left: float, cell: float) -> Non
     shares = (matrix / matrix.sum(1, keepdim=True).clamp_min(1e-20)).cpu().numpy()
     y += 46
     for i, name in enumerate(found.names):
-        page.text(left + (i + 0.5) * cell, y - 6, _short(name, cell), 12, GREY, "ms")
+        page.text(left + (i + 0.5) * cell, y - 6, _short(name, cell - 8), 12, GREY, "ms")
         page.text(left - 10, y + 30 * i + 15, name, 14, anchor="rm")
         for j, share in enumerate(shares[i]):
             page.rect(left + j * cell, y + 30 * i, left + (j + 1) * cell, y + 30 * (i + 1), fill=tuple(colours(np.array(0.15 + 0.85 * share)).tolist()), outline=FAINT)  # type: ignore[arg-type]

@@ -121,7 +121,9 @@ def masks_on_the_spot_toy() -> Recipe:
     nodes["spot_stock_decode"] = Node("VAEDecode", {"samples": link("spot_stock_sampler"), "vae": link("vae")}, stock)
     nodes["spot_stock_save"] = Node("SaveImage", {"images": link("spot_stock_decode"), "filename_prefix": "attention_loom/spot_stock"}, stock)
     _found(nodes, found, "unet", link("clip"), "spot_stock_sampler", scene, portraits, ("red circle", "blue square"), {"affinity": 1})
-    nodes["keep"] = Node("LoomIRDiffusion", {"model": link("unet"), "scene_masks": link("masks_scene"), "reference_masks": link("masks_2"), "strength": 1.0}, ours)
+    nodes["keep"] = Node(
+        "LoomIRDiffusion", {"model": link("unet"), "scene_masks": link("masks_scene"), "reference_masks": link("masks_2"), "strength": 1.0, "start_layer": 8}, ours
+    )
     nodes["spot_sampler"] = _sampler("keep", ours, ours, 20, 3.0, "dpmpp_2m", "normal")
     nodes["spot_decode"] = Node("VAEDecode", {"samples": link("spot_sampler"), "vae": link("vae")}, ours)
     nodes["spot_save"] = Node("SaveImage", {"images": link("spot_decode"), "filename_prefix": "attention_loom/spot_kept"}, ours)

@@ -29,7 +29,7 @@ class ToyWorldTextEncoder:
     def load(self, clip_name: str):
         import folder_paths
 
-        return (load_text_encoder(folder_paths.get_full_path_or_raise("text_encoders", clip_name)),)
+        return (load_text_encoder(folder_paths.get_full_path_or_raise("text_encoders", clip_name), folder_paths.get_folder_paths("embeddings")),)
 
 
 class ToyWorldUNet:

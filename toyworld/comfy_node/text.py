@@ -22,8 +22,11 @@ MARKER = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight"
 EXAMPLE = "a small red circle on the left and a striped blue square on the right on a green dotted background"
 
 
-def load_text_encoder(path: str):
-    """The CLIP object for a text encoder file of either toy world; a ValueError in one sentence for any other file."""
+def load_text_encoder(path: str, embeddings: list[str] | None = None):
+    """The CLIP object for a text encoder file of either toy world; a ValueError in one sentence for any other file.
+
+    embeddings: folders in which `embedding:name` is looked for, for an encoder of kind "clip".
+    """
     metadata, tensors = files.read_any(path, WHAT)
     if "te_config" in metadata:
         return _load_first_world(path, metadata, tensors)
@@ -35,7 +38,7 @@ def load_text_encoder(path: str):
     if kind not in ("t5", "clip") or not isinstance(config, dict):
         raise ValueError(f"{path} is not {WHAT}: it states the kind {kind!r}; this node knows 't5' and 'clip'.")
     try:
-        return _load_t5(path, tensors, config, int(stated["length"])) if kind == "t5" else _load_clip(path, tensors, config, list(stated["tokens"]))
+        return _load_t5(path, tensors, config, int(stated["length"])) if kind == "t5" else _load_clip(path, tensors, config, list(stated["tokens"]), embeddings)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not {WHAT}: its sizes are incomplete ({error!r}).") from error
 
@@ -108,7 +111,7 @@ def _load_t5(path: str, tensors: dict, config: dict, length: int):
     return clip
 
 
-def _load_clip(path: str, tensors: dict, config: dict, tokens: list[int]):
+def _load_clip(path: str, tensors: dict, config: dict, tokens: list[int], embeddings: list[str] | None):
     import comfy.sd
 
     table = tensors["embeddings.token_embedding.weight"]
@@ -116,17 +119,17 @@ def _load_clip(path: str, tensors: dict, config: dict, tokens: list[int]):
     if len(table) != len(tokens) or not all(isinstance(token, int) and 0 <= token < rows for token in tokens):
         raise ValueError(f"{path} is not {WHAT} of the sizes it states: {len(tokens)} tokens of CLIP's {rows} do not fit a table of {len(table)} rows.")
     # The host reads `model_config` for any file with a position table (comfy.text_encoders.long_clipl) and the other key otherwise.
-    clip = _build(path, spread_clip(tensors, tokens, rows), comfy.sd.CLIPType.STABLE_DIFFUSION, {"model_config": config, "clip_l_model_config": config})
+    clip = _build(path, spread_clip(tensors, tokens, rows), comfy.sd.CLIPType.STABLE_DIFFUSION, {"model_config": config, "clip_l_model_config": config}, embeddings)
     _refuse_unknown(clip.tokenizer, set(tokens), config["max_position_embeddings"])
     return clip
 
 
-def _build(path: str, state: dict, kind, options: dict):
+def _build(path: str, state: dict, kind, options: dict, embeddings: list[str] | None = None):
     """The host's CLIP object; a ValueError if the tensors do not fit the sizes."""
     import comfy.sd
 
     try:
-        clip = comfy.sd.load_text_encoder_state_dicts([state], clip_type=kind, model_options=options)
+        clip = comfy.sd.load_text_encoder_state_dicts([state], embedding_directory=embeddings, clip_type=kind, model_options=options)
     except (RuntimeError, AttributeError, TypeError) as error:  # shapes that differ; an encoder that the host takes for another
         raise ValueError(f"{path} is not {WHAT} of the sizes it states ({' '.join(str(error).split())[:200]}).") from error
     model = clip.cond_stage_model

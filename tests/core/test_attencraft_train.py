@@ -1,0 +1,364 @@
+"""Learning concepts, whole: what is trained and what is not, the model as before whatever ends a training, going on from a checkpoint, and the
+files through the host's own loaders."""
+
+import json
+
+import host_inprocess
+import pytest
+import tiny_text
+import torch
+from attention_loom.core.attencraft import adapters, masks, progress
+from attention_loom.core.attencraft.trainer import Training
+from attention_loom.core.errors import LoomError
+from tiny_models import SEED, tiny
+
+pytestmark = pytest.mark.host
+CONCEPTS = "mine = cat\nyours = dog"
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A small model with words, a picture, painted masks, pictures of before, and folders of its own."""
+    host_inprocess.import_host()
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([str(tmp_path / "embeddings")], {".safetensors"}))
+    with torch.inference_mode():
+        model, clip = tiny_text.with_words(tmp_path / "embeddings")
+        yield World(model, clip, tmp_path)
+
+
+class World:
+    def __init__(self, model, clip, folder):
+        self.model, self.clip, self.folder = model, clip, folder
+        g = torch.Generator().manual_seed(1)
+        self.latent = {"samples": torch.randn(tiny_text.LATENT, generator=g)}
+        self.prior = {"samples": torch.randn(3, *tiny_text.LATENT[1:], generator=g)}
+        self.painted = torch.zeros(2, 8, 12)
+        self.painted[0, :5, :5], self.painted[1, 4:, 6:] = 1, 1
+
+    def text(self, words="a forest"):
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(words))
+
+    def training(self, **settings):
+        from attention_loom.nodes.attencraft import learning
+
+        defaults = dict(masks=self.painted, prior_latents=self.prior, prior_positive=self.text(), steps=3, learning_rate=1e-2, refresh_every=0, preview_every=0, resume=False)
+        given = dict(model=self.model, clip=self.clip, latent=self.latent, concepts=CONCEPTS, name="two") | defaults | settings
+        return learning(**given)
+
+    def predict(self, model=None, words="a forest", cfg=1.0):
+        import comfy.sample
+
+        text = self.text(words) if isinstance(words, str) else words
+        noise = comfy.sample.prepare_noise(self.latent["samples"], SEED)
+        return comfy.sample.sample(
+            model or self.model, noise, 1, cfg, "euler", "normal", text, self.text(""), torch.zeros_like(noise), disable_pbar=True, seed=SEED
+        )  # fmt: skip
+
+
+def ran(training):
+    training.run()
+    return training
+
+
+def functions(world):
+    return [f for m in world.model.model.diffusion_model.modules() for f in getattr(m, "weight_function", ())]
+
+
+# --- what is trained -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_only_keys_and_values_of_the_text_and_the_new_words_are_trained(world, kind):
+    before = {k: v.clone() for k, v in world.model.model.state_dict().items()}
+    text_before = {k: v.clone() for k, v in world.clip.cond_stage_model.state_dict().items()}
+    training = world.training(adapter=kind, rank=2, sampling="all")
+    first = [p.detach().clone() for p in training.prompts.parameters()]
+    ran(training)
+    lora = training.lora()
+    assert lora and all(".attn2.to_k." in k or ".attn2.to_v." in k for k in lora) and all(k.startswith("diffusion_model.") for k in lora)
+    ends = {k.rpartition("to_")[2][2:] for k in lora}
+    assert ends == ({"diff"} if kind == "full" else {"lora_up.weight", "lora_down.weight", "alpha"})
+    moved = [k for k, v in lora.items() if k.endswith(("diff", "lora_down.weight")) and v.any()]
+    assert len(moved) == 2 * 7, "every one of the seven cross-attentions learns"
+    assert all(not torch.equal(a, b) for a, b in zip(first, training.prompts.parameters(), strict=True)), "and every new word"
+    assert all(torch.equal(v, before[k]) for k, v in world.model.model.state_dict().items()), "the model itself does not"
+    assert all(torch.equal(v, text_before[k]) for k, v in world.clip.cond_stage_model.state_dict().items())
+
+
+def test_what_is_switched_off_is_not_trained(world):
+    keys = ran(world.training(train_values=False, new_words=False))
+    assert all("to_k" in k for k in keys.lora()) and keys.prompts.parameters() == []
+    words = ran(world.training(train_keys=False, train_values=False))
+    assert words.lora() == {} and len(words.prompts.parameters()) == 2
+
+
+def test_without_a_rate_nothing_moves(world):
+    training = world.training(learning_rate=0.0)
+    first = [p.detach().clone() for p in training.prompts.parameters()]
+    ran(training)
+    assert not any(v.any() for v in training.lora().values())
+    assert all(torch.equal(a, b) for a, b in zip(first, training.prompts.parameters(), strict=True))
+
+
+def test_additions_that_are_new_change_nothing(world):
+    before = world.predict()
+    diffusion = world.model.model.diffusion_model
+    for kind in ("full", "lora"):
+        with torch.inference_mode(False):
+            made = adapters.made(diffusion, kind, 4, True, True, torch.device("cpu"), 0)
+        with adapters.worn(diffusion, made):
+            assert torch.equal(world.predict(), before)
+    with torch.no_grad():
+        next(iter(made.values())).lora_down.weight.add_(1.0)
+    with adapters.worn(diffusion, made):
+        assert not torch.equal(world.predict(), before)
+    assert torch.equal(world.predict(), before) and functions(world) == []
+
+
+def test_the_start_token_is_held_in_the_model(world, monkeypatch):
+    """Gradients with the rule differ from those without it, and the losses of the first step do not."""
+    held = ran(world.training(steps=1, sampling="all"))
+    monkeypatch.setattr("attention_loom.core.attencraft.trainer.starts_held", lambda attention: attention)
+    monkeypatch.setattr("attention_loom.core.methods.attencraft.start_held", lambda x, axis: x)
+    free = ran(world.training(steps=1, sampling="all"))
+    assert held.history == free.history
+    assert any(not torch.equal(a, b) for a, b in zip(held.lora().values(), free.lora().values(), strict=True))
+
+
+def test_a_whole_mask_and_nothing_else_is_the_plain_error(world):
+    """Four times the mean square of the noise's error, as an evaluation of the model by hand gives it."""
+    training = world.training(concepts="mine = cat", masks=torch.ones(1, 8, 12), prior_weight=0.0, attention_weight=0.0, steps=1, learning_rate=0.0)
+    errors = []
+    original = Training._error
+    training._error = lambda *a: errors.append(original(training, *a)) or errors[-1]
+    ran(training)
+    assert training.history["loss"][0] == pytest.approx(4 * float(errors[0].detach().square().mean()), rel=1e-5)
+    assert training.history["prior"] == [0.0] and training.history["attention"] == [0.0]
+    g = torch.Generator().manual_seed(training.plan.seed)
+    torch.multinomial(torch.ones(1, dtype=torch.float64), 1, generator=g), torch.randperm(1, generator=g)
+    t, noise = int(torch.randint(0, 1000, (1,), generator=g)), torch.randn(tiny_text.LATENT, generator=g)
+    sampling = world.model.get_model_object("model_sampling")
+    sigma = sampling.sigma(torch.tensor(float(t)))
+    clean = world.model.model.process_latent_in(world.latent["samples"])
+    with torch.no_grad():
+        text = training.prompts.encode(training.prompts.write((0,)))[0][0]
+        predicted = world.model.model.apply_model(clean + sigma * noise, sigma[None], c_crossattn=text)
+    assert torch.allclose(errors[0], ((clean + sigma * noise) - predicted) / sigma - noise, atol=2e-3) or torch.allclose(
+        errors[0], noise - ((clean + sigma * noise) - predicted) / sigma, atol=2e-3
+    )
+
+
+def test_the_attention_loss_pulls_words_to_their_masks(world):
+    """With a strong one on the words alone, the divergence falls, with the same noise each time."""
+    training = world.training(steps=25, attention_weight=100.0, prior_weight=0.0, sampling="all", learning_rate=2e-2)
+    original = Training._error
+
+    def same_noise(model, options, latent, conditioning):
+        training.generator.manual_seed(3)
+        return original(training, model, options, latent, conditioning)
+
+    training._error = same_noise
+    ran(training)
+    attention = training.history["attention"]
+    assert sum(attention[-5:]) / 5 < 0.8 * attention[0], attention
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_looked_for_anew_and_taken_if_they_are_alike(world, monkeypatch):
+    seen = []
+    original = masks.make
+
+    def finding(words, members, places, rule, names, joint, sigma=0.0):
+        found = original(words, members, places, rule, names, joint, sigma)
+        seen.append((len(members), places.grid))
+        new = world.training_masks.clone()
+        if len(seen) > 2:
+            new[0] = ~new[0]
+        soft = 0.1 + 0.9 * new.float()
+        return masks.Found((*names, "background"), found.cross, soft, new, torch.eye(3), (0.4, 0.2))
+
+    monkeypatch.setattr(masks, "make", finding)
+    world.training_masks = masks.given(world.painted, (8, 12), ["a", "b"])
+    world.training_masks[0, 0, 0] = False
+    training = ran(world.training(steps=5, refresh_every=2))
+    assert training.refreshed == [(3, True), (5, False)] and training.scores == (0.4, 0.2)
+    assert torch.equal(training.masks, world.training_masks) and seen == [(2, (8, 12))] * 3
+
+
+def test_first_masks_come_from_attention_or_are_refused(world, monkeypatch):
+    with pytest.raises(LoomError, match=r"covers|do not tell the concepts apart"):
+        world.training(masks=None, threshold=0.5).run()
+    monkeypatch.setattr(masks.Found, "insist", lambda self: None)
+    training = ran(world.training(masks=None, threshold=0.0, steps=1))
+    assert training.masks.shape == (3, 8, 12) and training.masks.sum(0).max() == 1
+
+
+# --- how it ends -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["end", "exception", "interrupt"])
+def test_the_model_is_as_before_whatever_ends_it(world, how):
+    import comfy.model_management as memory
+
+    before, text = world.predict(cfg=3.0), world.text("a dog")[0][0]
+
+    def stop(training):
+        if training.done == 2:
+            if how == "exception":
+                raise RuntimeError("out of paper")
+            if how == "interrupt":
+                memory.interrupt_current_processing(True)
+
+    training = world.training()
+    training.show = stop
+    if how == "end":
+        training.run()
+    else:
+        with pytest.raises(RuntimeError if how == "exception" else memory.InterruptProcessingException):
+            training.run()
+        memory.interrupt_current_processing(False)
+    assert functions(world) == [] and training.capture.words is None
+    assert torch.equal(world.predict(cfg=3.0), before) and torch.equal(world.text("a dog")[0][0], text)
+    assert not any(p.requires_grad and p.grad is not None for p in world.model.model.parameters())
+    again = world.training(resume=True)
+    assert again.done == (3 if how == "end" else 2), "what was done is kept"
+
+
+def test_a_broken_off_training_goes_on_as_if_it_had_not_been(world):
+    whole = ran(world.training(steps=4, refresh_every=2, name="whole"))
+    ran(world.training(steps=2, refresh_every=2))
+    rest = world.training(steps=4, refresh_every=2, resume=True)
+    assert rest.done == 2
+    ran(rest)
+    assert rest.history == whole.history and rest.refreshed == whole.refreshed
+    assert all(torch.equal(v, whole.lora()[k]) for k, v in rest.lora().items())
+    assert all(torch.equal(a, b) for a, b in zip(rest.prompts.parameters(), whole.prompts.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_another_training_is_refused(world):
+    ran(world.training(steps=1))
+    for other in ({"learning_rate": 1e-3}, {"concepts": "mine = cat\nyours = owl"}, {"template": "a picture of {}"}, {"latent": {"samples": world.latent["samples"] + 1}}):
+        with pytest.raises(LoomError, match="trained on other pictures"):
+            world.training(resume=True, **other)
+    assert world.training(resume=True, steps=9, preview_every=5).done == 1, "a longer training is the same one"
+    assert world.training(steps=9).done == 0
+    path = world.folder / "output" / "attention_loom" / "attencraft" / "two" / "training.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(LoomError, match="cannot be read"):
+        world.training(resume=True)
+
+
+def test_a_loss_that_is_no_number_ends_it_with_the_last_good_state(world):
+    training = world.training(steps=4)
+    original = training.prompts.encode
+    training.prompts.encode = lambda written: [[x * float("nan") if training.done == 2 else x, facts] for x, facts in original(written)]
+    with pytest.raises(LoomError, match="the loss is nan at step 3"):
+        training.run()
+    again = world.training(resume=True, steps=4)
+    assert again.done == 2 and all(v.isfinite().all() for v in again.lora().values())
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_hosts_loaders_read_what_was_learned(world, kind):
+    import comfy.sd
+    from attention_loom.nodes.attencraft import LoomAttenCraftTrain
+
+    with torch.inference_mode():
+        out = LoomAttenCraftTrain.execute(
+            world.model, world.clip, world.latent, CONCEPTS, "two", masks=world.painted, prior_weight=0.0, steps=3, learning_rate=1e-2, adapter=kind, refresh_every=0,
+            preview_every=2, preview_steps=2,
+        ).result  # fmt: skip
+    trained, lora, losses, words, found, page, sketches = out
+    assert len(losses["loss"]) == 3 and torch.equal(found, masks.at_size(found, (64, 96))) and found.shape == (2, 64, 96)
+    assert page.shape[-1] == 3 and sketches.shape[0] == 3
+    prompt, first, _ = words.splitlines()
+    assert prompt == "a photo of embedding:two_mine cat and embedding:two_yours dog" and first == "embedding:two_mine cat"
+    again = world.training(masks=world.painted, prior_weight=0.0, adapter=kind, resume=True, preview_every=2)
+    assert again.done == 3
+    # the prompt, through the host's own syntax
+    learned = again.prompts.encode(again.prompts.write((0, 1)))
+    hosts = world.text(prompt)
+    assert torch.equal(hosts[0][0], learned[0][0]) and torch.equal(hosts[0][1]["pooled_output"], learned[0][1]["pooled_output"])
+    assert not torch.equal(hosts[0][0], world.text("a photo of cat and dog")[0][0])
+    # the weights, through the host's own loader
+    stock = world.predict(words=hosts)
+    with adapters.worn(world.model.model.diffusion_model, again.adapters):
+        worn = world.predict(words=hosts)
+    loaded, _ = comfy.sd.load_lora_for_models(world.model, None, dict(lora), 1.0, 0.0)
+    for model in (loaded, trained):
+        assert (world.predict(model, words=hosts) - worn).abs().max() < 1e-5 < (worn - stock).abs().max()
+    nothing, _ = comfy.sd.load_lora_for_models(world.model, None, dict(lora), 0.0, 0.0)
+    assert torch.equal(world.predict(nothing, words=hosts), stock)
+
+
+def test_names_of_others_embeddings_are_not_taken(world):
+    folder = world.folder / "embeddings"
+    folder.mkdir()
+    (folder / "two_mine.pt").write_bytes(b"")
+    with pytest.raises(LoomError, match="there is an embedding 'two_mine' already"):
+        world.training()
+    (folder / "two_mine.pt").unlink()
+    (folder / "two_mine.safetensors").write_bytes(b"somebody's")
+    with pytest.raises(LoomError, match="there is an embedding 'two_mine' already"):
+        world.training()
+
+
+def test_the_picture_of_a_training(world):
+    training = ran(world.training(preview_every=1, steps=2, preview_steps=1, preview_cfg=1.0))
+    page = progress.draw(training)
+    assert page.size[0] == 1100 and len(training.sketches) == 6
+    assert [name for _, name, _ in training.sketches[:3]] == ["mine", "yours", "mine + yours"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"clip": None}, "no text encoder"),
+        ({"name": "../two"}, "'../two' is not a name"),
+        ({"prior_latents": None}, "prior_weight 1 needs pictures of the base model"),
+        ({"prior_latents": {"samples": torch.ones(1, 16, 8, 12)}}, "16 channels and the picture 4"),
+        ({"template": "a photo"}, "must hold {} once"),
+        ({"template": "a very good photo of {}" + ", detailed" * 60}, "tokens and 75 fit"),
+        ({"latent": {"samples": torch.ones(2, 4, 8, 12)}}, "holds 2 pictures"),
+        ({"masks": torch.ones(2, 8, 12)}, "overlap"),
+        ({"latent": {"samples": torch.ones(1, 4, 4, 6)}, "masks": torch.ones(1, 4, 6), "concepts": "a = cat", "refresh_every": 20}, "set refresh_every to 0"),
+        ({"precision": "fp8"}, "precision 'fp8'"),
+        ({"adapter": "dora"}, "adapter 'dora'"),
+    ],
+)
+def test_bad_input_gets_one_sentence(world, settings, words):
+    with pytest.raises(LoomError, match=words.replace("{}", r"\{\}")):
+        world.training(**settings).run()
+
+
+def test_several_prior_prompts_fit_the_pictures(world):
+    two = world.text() * 2
+    with pytest.raises(LoomError, match="3 prior pictures and 2 prior prompts"):
+        world.training(prior_positive=two)
+    assert len(world.training(prior_positive=world.text() * 3).lesson.texts) == 3
+
+
+def test_models_without_cross_attention_and_packed_weights_are_refused(world):
+    flux = tiny("sd3")
+    with pytest.raises(LoomError, match="no cross-attention to train"):
+        world.training(model=flux.patcher, latent={"samples": torch.ones(flux.latent.shape)}, prior_weight=0.0, prior_latents=None)
+    packed = torch.nn.ModuleDict({"attn2": torch.nn.ModuleDict({"to_k": torch.nn.Linear(4, 4)})})
+    holder = torch.nn.ModuleDict({"block": packed})
+    holder.block.attn2.to_k.weight = torch.nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(LoomError, match="float8_e4m3fn"):
+        adapters.made(holder, "full", 1, True, False, torch.device("cpu"), 0)
+    assert list(adapters.made(holder, "lora", 1, True, False, torch.device("cpu"), 0)) == ["block.attn2.to_k"]
+
+
+def test_losses_are_told_as_the_hosts_plot_reads_them(world):
+    history = ran(world.training(steps=2)).history
+    assert json.loads(json.dumps(history)) == history and set(history) == {"loss", "masked", "prior", "attention"}
+    assert history["loss"] == pytest.approx([m + p + a for m, p, a in zip(history["masked"], history["prior"], history["attention"], strict=True)])
