@@ -60,9 +60,7 @@ def refined(masks: Tensor, least: float) -> Tensor:
             continue
         others = torch.cat([own[:i], own[i + 1 :]]).any(0)
         top, bottom, left, right = bounds(own[i])
-        made = torch.zeros_like(own[i])
-        part = closed(own[i], max(1, round(side / 2)))
-        made[top : bottom + 1, left : right + 1] = part[top : bottom + 1, left : right + 1]
+        made = closed(own[i], max(1, round(side / 2)))
         high, wide, small = bottom - top + 1, right - left + 1, int(made.sum()) < side**2
         if small or high < side or wide < side:
             rows = _around(top, bottom, side, own.shape[1]) if small or high < side else (top, bottom)

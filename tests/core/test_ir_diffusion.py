@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import host_inprocess
+import numpy
 import pytest
 import tiny_models
 import torch
@@ -22,6 +23,7 @@ from attention_loom.core.subject_batch import before, latents, prompts
 from attention_loom.core.weave import Draft
 from attention_loom.kernels import attend
 from attention_loom.kernels.plan import Labels, Probe
+from scipy import ndimage
 
 OWNER = IRDiffusion.owner
 H, D = 2, 12
@@ -89,6 +91,63 @@ def test_scene_masks_are_parted_and_grown():
     holed[15, 24] = False
     assert torch.equal(closed(holed, 4), box(0.2, 0.8, 0.2, 0.8).bool())
     assert without_bottom(SCENE[0], 0.25)[:, 24:].sum() == 0 and torch.equal(without_bottom(SCENE[0], 0.0), SCENE[0])
+
+
+def slow_refined(masks, least):
+    """The spec's fourth step with scipy: close, keep within the own box, widen what is small, leave the others alone."""
+    own = [mask.bool().numpy() for mask in masks]
+    height, width = own[0].shape
+    side = least * (height * width) ** 0.5
+    reach = max(1, round(side / 2)) // 2
+    for i in sorted(range(len(own)), key=lambda n: own[n].sum()):
+        ys, xs = own[i].nonzero()
+        top, bottom, left, right = ys.min(), ys.max(), xs.min(), xs.max()
+        padded = numpy.pad(own[i], reach)
+        structure = numpy.ones((2 * reach + 1,) * 2)
+        eroded = ndimage.binary_erosion(ndimage.binary_dilation(padded, structure), structure, border_value=1)
+        made = numpy.zeros_like(own[i])
+        made[top : bottom + 1, left : right + 1] = eroded[reach : height + reach, reach : width + reach][top : bottom + 1, left : right + 1]
+        tall, wide, small = bottom - top + 1 >= side, right - left + 1 >= side, made.sum() < side * side
+        if small or not tall or not wide:
+            n = round(side)
+            first_row = min(max(0, round((top + bottom + 1 - n) / 2)), height - n) if small or not tall else top
+            first_column = min(max(0, round((left + right + 1 - n) / 2)), width - n) if small or not wide else left
+            last_row = first_row + n - 1 if small or not tall else bottom
+            last_column = first_column + n - 1 if small or not wide else right
+            made[first_row : last_row + 1, first_column : last_column + 1] = True
+        for j in range(len(own)):
+            if j != i:
+                made &= ~own[j]
+        own[i] = made
+    return torch.from_numpy(numpy.stack(own)).float()
+
+
+def test_scene_masks_grow_as_the_paper_has_it():
+    g = torch.Generator().manual_seed(4)
+    kinds = set()
+    for n in range(60):
+        claims = torch.zeros(3, 32, 48)
+        for i in range(3):
+            y, x, h, w = (int(torch.randint(low, high, (), generator=g)) for low, high in ((0, 24), (0, 40), (1, 20), (1, 28)))
+            claims[i, y : y + h, x : x + w] = (torch.rand(claims[i, y : y + h, x : x + w].shape, generator=g) > 0.4).float()
+            claims[i, y, x] = 1
+        masks = disjoint(claims, "smaller wins" if n % 2 else "first wins")
+        if not masks.flatten(1).any(1).all():
+            continue
+        got = refined(masks, 0.26)
+        assert torch.equal(got, slow_refined(masks, 0.26))
+        kinds |= {tuple(bool(m.any(1).sum() < 10) or bool(m.any(0).sum() < 10) for m in masks)}
+    assert len(kinds) > 2, "small and large ones in several orders"
+    soft = 0.4 * torch.ones(2, 8, 8)
+    assert torch.equal(refined(soft, 0.0), soft)
+    empty = torch.stack([torch.zeros(32, 48), box(0.4, 0.5, 0.1, 0.2)])
+    assert not refined(empty, 0.26)[0].any() and torch.equal(refined(empty, 0.26)[1:], slow_refined(empty[1:], 0.26))
+
+
+def test_the_smaller_subject_says_how_much_is_too_much():
+    large, small = box(0, 1, 0, 0.5), box(0.4, 0.6, 0.46, 0.76)
+    with pytest.raises(LoomError, match="overlap in 14% of the smaller one"):
+        disjoint(torch.stack([large, small]), "refuse")
 
 
 def slow_reposition(reference, scene):
