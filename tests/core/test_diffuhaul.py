@@ -12,7 +12,7 @@ from attention_loom.core.attach import attach, record_of
 from attention_loom.core.blob import Blob
 from attention_loom.core.buckets import Buckets
 from attention_loom.core.drag import Drag, Scene
-from attention_loom.core.errors import LoomError
+from attention_loom.core.errors import ConflictError, LoomError
 from attention_loom.core.methods.diffuhaul import DiffUHaul
 from attention_loom.core.methods.sourced import Source
 
@@ -343,6 +343,40 @@ def test_a_turn_and_back_restores_keys(host):
     assert (back - k).abs().max() < 1e-6 and (there - k).abs().max() > 0.1
     still = moves.abs().sum(1) == 0
     assert torch.equal(there[:, :, still], k[:, :, still])
+
+
+# --- beside other methods -------------------------------------------------------------------------------------------------
+
+
+def test_other_methods_act_beside(host):
+    from attention_loom.core.guidance import Guidance
+    from attention_loom.core.heads import HeadSet
+    from attention_loom.core.methods.entropy_scale import EntropyScale
+    from attention_loom.core.methods.softpag import SoftPAG
+
+    model, own = model_of("flux"), picture("flux")
+    noise, alone = draw(1, *SIZE["flux"], seed=2), method("flux", vacate=True)
+    plain = run(attach(model.patcher, alone), model, noise, own)
+    for other in (EntropyScale(trained=((1, 4, 6),)), SoftPAG(HeadSet.parse("all"), 1.0, guidance=Guidance(2.0))):
+        results = []
+        for first, second in ((alone, other), (other, alone)):
+            patched = attach(attach(model.patcher, first), second)
+            results.append(run(patched, model, noise, own))
+            touched = record_of(patched).last.touched
+            assert touched[OWNER] > 0 and touched[other.owner] > 0
+        assert torch.equal(*results) and not torch.equal(results[0], plain), other.owner
+
+
+def test_references_of_another_node_are_refused(host):
+    from attention_loom.core.beside import Beside
+    from attention_loom.core.methods.ir_diffusion import IRDiffusion
+
+    model, own = model_of("sd3"), picture("sd3")
+    masks = torch.zeros(1, 1, *FRAME)
+    masks[..., :32, :32] = 1
+    other = IRDiffusion(scene=masks, references=masks[0], start_layer=0, beside=Beside(own, (model.positive,), model.negative))
+    with pytest.raises(ConflictError, match="Use one of them"):
+        run(attach(attach(model.patcher, method("sd3")), other), model, torch.zeros_like(own), own)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from attention_loom.core.call import AttentionCall, Block, Span, TokenLayout
 from attention_loom.core.errors import ConflictError
 from attention_loom.core.methods.base import Method
+from attention_loom.core.parted import parted
 from attention_loom.core.schedule import BlockSelection
 from attention_loom.core.weave import Draft, weave
 from attention_loom.kernels.plan import MASKED, DistanceTable, ExtraKV, FrameTable, HeadMix, Labels, Modulation, Probe, Rotation, RowEdit
@@ -222,6 +223,53 @@ def test_backend_choices():
     d.prefer("D", "chunked")
     with pytest.raises(ConflictError, match="B and D .* 'triton'"):
         d.backend()
+
+
+# --- beside the plan ------------------------------------------------------------------------------------------------
+
+
+def test_one_method_takes_other_keys():
+    k, v = torch.zeros(2, 1, 2, 6, 8)
+    d = draft()
+    assert d.replaced() is None and d.beside == ()
+    d.swap("A", k, v)
+    assert d.replaced() == (k, v) and d.plan().empty and d.owners == ("A",) and d.beside == ("replaced_kv",)
+    d.extend("A", ExtraKV(k, v))
+    assert d.replaced() == (k, v), "its own segments are its business"
+    d.extend("B", ExtraKV(k, v))
+    with pytest.raises(ConflictError, match="A and B .* in the place of those the other adds to"):
+        d.replaced()
+    two = draft()
+    two.swap("A", k, v), two.swap("B", k, v)
+    with pytest.raises(ConflictError, match="A and B"):
+        two.replaced()
+
+
+def test_a_sparse_pattern_rests_where_keys_are_anothers():
+    d = draft()
+    d.sparsify("Pattern", object())
+    d.swap("A", *torch.zeros(2, 1, 2, 6, 8))
+    assert d.plan().blocks is None and d.owners == ("A",)
+    assert d.reasons == ["Pattern: A reads another picture's keys here, so it stays dense"]
+
+
+def test_one_method_reworks_the_result():
+    d, out = draft(), torch.ones(1, 2, 6, 8)
+    assert d.reworked(out) is out
+    d.rework("A", lambda x: 2 * x)
+    assert torch.equal(d.reworked(out), 2 * out) and d.plan().empty and d.beside == ("reworked",) and d.owners == ("A",)
+    d.rework("B", lambda x: x)
+    with pytest.raises(ConflictError, match="A and B .* both write the whole result"):
+        d.reworked(out)
+
+
+def test_a_batch_in_parts_has_no_method_over_all_of_it():
+    for ask in (lambda d: d.swap("A", *torch.zeros(2, 1, 2, 6, 8)), lambda d: d.rework("A", lambda x: x), lambda d: d.result("A", lambda x: None)):
+        d = draft()
+        d.part((0,)).bias("B", torch.zeros(1, 1, 6))
+        ask(d)
+        with pytest.raises(ConflictError, match="B and A .* the attention of the whole batch"):
+            parted(d)
 
 
 # --- weave ----------------------------------------------------------------------------------------------------------
