@@ -63,7 +63,7 @@ class LoomInspector(io.ComfyNode):
                 io.Combo.Input("importance", options=list(MODES), default="off", optional=True,
                                tooltip="How much each head matters: what pruning it does to the prediction, at each chosen step. full: one evaluation of the model per head and step; screen: first whole layers, then the heads of the six that matter most. Slow; the image stays the same."),
                 io.Combo.Input("prune", options=list(PRUNE), default="mean", optional=True,
-                               tooltip="What a pruned head does: mean: every token reads the mean of all; identity: each keeps to itself, as in Head Guidance at u 1."),
+                               tooltip="What a pruned head does: mean: every token reads the mean of all; identity: each keeps to itself, as in Head Guidance at u 1; zero: the head is put out, which is farther from what the model knows."),
                 io.Boolean.Input("sure", default=False, optional=True, tooltip="Allows importance to take more than 5000 evaluations of the model."),
                 ),
             ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import Tensor
+
 from ..errors import LoomError
 from ..guidance import ExtraPass
 from .base import Method
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
     from ..call import AttentionCall
     from ..weave import Draft
 
-PRUNE = {"mean": "mean", "identity": "identity"}
-"""The user's word -> the plan's target: every token reads the mean of all values, or its own value alone."""
+PRUNE = {"mean": "mean", "identity": "identity", "zero": ""}
+"""The user's word -> the plan's target: every token reads the mean of all values, or its own value alone; zero: nothing, whatever the plan."""
 
 
 @dataclass
@@ -52,5 +54,15 @@ class Pruning(Method):
         assert isinstance(call.extra, PrunePass)
         call.extra.touched.add(call.block)
         head = call.extra.heads[call.block.ordinal]
+        if self.prune == "zero":
+            draft.rework(self.owner, lambda out: _without(out, head))
+            return
         amounts = tuple(1.0 if head in (None, h) else 0.0 for h in range(call.heads))
         draft.mix(self.owner, head_mix(amounts, PRUNE[self.prune], "all", call.q, str(call.device)))
+
+
+def _without(out: Tensor, head: int | None) -> Tensor:
+    """The result [B, H, Nq, D] with one head, or all, put out."""
+    out = out.clone()
+    out[:, slice(None) if head is None else head] = 0
+    return out

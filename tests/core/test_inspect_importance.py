@@ -96,7 +96,7 @@ def test_the_image_is_bit_identical_and_every_head_is_pruned_once_per_step(name,
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("prune", ["mean", "identity"])
+@pytest.mark.parametrize("prune", ["mean", "identity", "zero"])
 def test_a_pruned_head_is_what_an_override_of_ones_own_makes(prune):
     """FLUX: three calls per evaluation, head 1 of the second one replaced by hand."""
     import comfy.samplers
@@ -112,7 +112,7 @@ def test_a_pruned_head_is_what_an_override_of_ones_own_makes(prune):
                     out = func(q, k, v, heads, *rest, **kw).clone()
                     if next(count) == 1:
                         width = v.shape[-1]
-                        out[..., width : 2 * width] = v[:, 1] if prune == "identity" else v[:, 1].mean(1, keepdim=True)
+                        out[..., width : 2 * width] = {"identity": v[:, 1], "mean": v[:, 1].mean(1, keepdim=True), "zero": 0.0}[prune]
                     return out
 
                 options = dict(args["model_options"]) | {"transformer_options": {"optimized_attention_override": override}}
