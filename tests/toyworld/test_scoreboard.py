@@ -12,7 +12,7 @@ import torch
 from attention_loom.toyworld import fidelity, measures, on_path, pictures, scores, world
 from attention_loom.toyworld.host import CHECKPOINTS
 from attention_loom.toyworld.scoreboard import __main__ as cli
-from attention_loom.toyworld.scoreboard import keys, rows, scene_footage, show, tables
+from attention_loom.toyworld.scoreboard import keys, portraits, rows, scene_footage, show, tables
 from attention_loom.toyworld.scoreboard.board import Board
 from attention_loom.toyworld.scoreboard.checkpoints import checked
 from attention_loom.toyworld.scoreboard.footage import Footage
@@ -76,7 +76,7 @@ def test_registered_rows_keep_the_contract(row):
     known = (
         {**measures.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
         if row.world == "wan"
-        else {**scores.COLUMNS, **scene_footage.COLUMNS, **on_path.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
+        else {**scores.COLUMNS, **scene_footage.COLUMNS, **on_path.COLUMNS, **portraits.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
     )
     assert {judge.reads for judge in row.judges} <= set(known)
     first, other = row.shots(2, 16)
@@ -322,7 +322,7 @@ def test_an_animation_runs_to_the_longest_clip(tmp_path):
     [
         (
             ["--only", "ultravico", "telepathy"],
-            "no method or row called 'telepathy'; methods: astar, ditraj, entropy_scale, gradsam, headhunter, ouroboros, pictures, riflex, softpag, spacetime, sparse, ultravico",
+            "no method or row called 'telepathy'; methods: astar, ditraj, entropy_scale, gradsam, headhunter, ir_diffusion, ouroboros, pictures, riflex, softpag, spacetime, sparse, ultravico",
         ),
         (["--seeds", "many"], "SEEDS 'many' was given; it is a whole number from 2 on."),
         (["--seeds", "1"], "SEEDS '1' was given"),

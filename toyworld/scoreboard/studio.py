@@ -21,6 +21,7 @@ from .keys import shared_key
 from .meter import Meter
 
 CLIPS = ROOT / "build" / "scoreboard" / "clips"
+PACKS = {"toy-world": ROOT / "toyworld" / "comfy_node", "toy-world-segment": ROOT / "toyworld" / "segment_node"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Studio:
         """The host with these models in place and the last ones it loaded, so that no clip's time holds the loading."""
         host = self._given or self._own
         if host is None:
-            host = self._own = Headless(ROOT / "build" / "scoreboard" / "host", packs={"toy-world": ROOT / "toyworld" / "comfy_node"})
+            host = self._own = Headless(ROOT / "build" / "scoreboard" / "host", packs=PACKS)
             host.__enter__()
         if tuple(models) != self._warm:
             for path, kind in models.items():

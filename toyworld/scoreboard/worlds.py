@@ -6,12 +6,12 @@ A row names one (`Row.world`). Files and sampler settings are those of `bundles`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..bundles import BUNDLES, SHAPES, Bundle
-from . import footage, prompts, scene_footage, scene_prompts
+from . import footage, portraits, prompts, scene_footage, scene_prompts
 from .footage import Footage
 
 FIRST_READERS = ("toyworld/measures.py", "toyworld/fidelity.py", "toyworld/world.py", "toyworld/scoreboard/footage.py")
@@ -58,12 +58,19 @@ def _scenes(name: str, loader: str = "UNETLoader") -> World:
     )
 
 
+def _subjects(name: str, loader: str = "UNETLoader") -> World:
+    """The same with two portraits before each scene."""
+    return replace(_scenes(name, loader), prompts=portraits.prompts, measure=portraits.measure, readers=portraits.READS, truth=portraits.rendered)
+
+
 WORLDS = {
     "wan": World(SHAPES),
     "scenes_wan_t2v": _scenes("wan_t2v"),
     "scenes_wan_forcing": _scenes("wan_forcing"),
     "scenes_sd3": _scenes("sd3"),
     "scenes_sd15": _scenes("sd15", "ToyWorldUNet"),
+    "subjects_sd3": _subjects("sd3"),
+    "subjects_sd15": _subjects("sd15", "ToyWorldUNet"),
 }
 
 
