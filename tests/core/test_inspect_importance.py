@@ -99,6 +99,7 @@ def test_the_image_is_bit_identical_and_every_head_is_pruned_once_per_step(name,
 @pytest.mark.parametrize("prune", ["mean", "identity", "zero"])
 def test_a_pruned_head_is_what_an_override_of_ones_own_makes(prune):
     """FLUX: three calls per evaluation, head 1 of the second one replaced by hand."""
+    host_inprocess.import_host()
     import comfy.samplers
 
     seen = {}
