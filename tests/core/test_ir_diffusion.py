@@ -757,3 +757,30 @@ def test_the_node_finds_the_subjects_words(host):
     ):
         with pytest.raises(LoomError, match=sentence):
             configure(**masks, **more)
+
+
+@pytest.mark.host
+def test_sdxl_from_prompts_to_pictures_in_both_ways(host):
+    """What the SDXL workflows do behind their loaders: pooled vectors by row, grids of several sizes, pictures of one's own."""
+    from attention_loom.nodes.ir_diffusion import LoomIRDiffusion, LoomPlaceMasks, LoomReferencePictures, LoomSubjectBatch
+
+    model = tiny_models.tiny("sdxl", latent=(1, *LATENT["sdxl"][1:]))
+    g = torch.Generator().manual_seed(8)
+    facts = model.positive[0][1]
+    texts = [[[torch.randn(1, 5, 2048, generator=g), facts | {"pooled_output": torch.randn(1, 1280, generator=g)}]] for _ in range(4)]
+    positive, negative, made, count = LoomSubjectBatch.execute(texts[0], texts[1], {"samples": model.latent}, portrait_1=texts[2], portrait_2=texts[3]).result
+    assert positive[0][1]["pooled_output"].shape == (3, 1280) and count == 2
+    (scene,) = LoomPlaceMasks.execute("a @ 0, 0, 0.5, 1\nb @ 0.5, 0, 1, 1", 192, 128).result
+    (own,) = LoomPlaceMasks.execute("a @ 0.15, 0.1, 0.85, 0.9\nb @ 0.15, 0.1, 0.85, 0.9", 192, 128).result
+    (patched,) = LoomIRDiffusion.execute(model.patcher, scene, own).result
+    whole = model._replace(positive=positive, negative=negative, latent=made["samples"])
+    stock, ours = (tiny_models.sample(p, whole, steps=1, cfg=1.0) for p in (model.patcher, patched))
+    assert torch.equal(ours[:2], stock[:2]) and torch.isfinite(ours).all() and not torch.equal(ours[2], stock[2])
+    parts = {e.parts for e in record_of(patched).last.entries if e.planned}
+    assert {("asides",), ("extra_kv", "labels"), ("labels",)} <= parts, "isolation in all layers, references in the later ones"
+    pictures = {"samples": torch.randn(2, *model.latent.shape[1:], generator=g)}
+    (references,) = LoomReferencePictures.execute(pictures, texts[1], portrait_1=texts[2], portrait_2=texts[3]).result
+    (beside,) = LoomIRDiffusion.execute(model.patcher, scene, own, subjects=references, reposition_level="latent").result
+    alone = model._replace(positive=texts[0], negative=texts[1])
+    drawn, plain = (tiny_models.sample(p, alone, steps=1, cfg=1.0) for p in (beside, model.patcher))
+    assert torch.isfinite(drawn).all() and not torch.equal(drawn, plain)
