@@ -16,10 +16,13 @@ from .errors import LoomError
 
 @dataclass(frozen=True)
 class Buckets:
-    """count: of buckets, 0 for one per step; seed: of all noises but the first bucket's, which is the sampler's own."""
+    """count: of buckets, 0 for one per step; seed: of all noises but the first bucket's, which is the sampler's own; fresh: each bucket has a noise
+    of its own (the paper), or all have the sampler's (ours: what the result began with).
+    """
 
     count: int = 0
     seed: int = 0
+    fresh: bool = True
 
     def check(self, steps: int) -> None:
         """Raises LoomError where there are more buckets than steps."""
@@ -36,7 +39,7 @@ class Buckets:
 
     def noise(self, bucket: int, first: Tensor) -> Tensor:
         """Noise of a bucket in the shape of ``first`` [1, ...], the sampler's own noise, which is that of bucket 0."""
-        if bucket == 0:
+        if bucket == 0 or not self.fresh:
             return first
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + bucket) % 2**63)
         return torch.randn(first.shape, generator=generator).to(first)

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from ..families.base import Family
     from ..weave import Draft
 
-Scope = Literal["all", "outside moved regions"]
-SCOPES = ("all", "outside moved regions")
+Scope = Literal["auto", "all", "outside moved regions"]
+SCOPES = ("auto", "all", "outside moved regions")
 FAMILIES = ("SD 1.5 / SDXL", "SD3", "FLUX", "Qwen-Image")
 ROTARY = ("FLUX", "Qwen-Image")
 FIRST = 1 / 3
@@ -63,7 +63,8 @@ class DiffUHaul(SourcedMethod):
     spans: tokens of each object's text behind the prompt, where text and picture stand in one attention, or none.
 
     share_from, share_to: share of the sampling in which keys and values are the source's. copy: how much of a copied row counts, 0 = no copying.
-    vacate: tokens where the object was do not see its keys. blocks: where the source is read; none chosen means all layers of a U-Net and the last two
+    scope: where features are anchored; "auto" is everywhere on U-Nets (the paper) and, where text and picture stand in one attention, everywhere but at the
+    object's old and new place: there the object otherwise stays where it was. vacate: tokens where the object was do not see its keys. blocks: where the source is read; none chosen means all layers of a U-Net and the last two
     thirds of other models. force: run although nothing moves.
     """
 
@@ -74,7 +75,7 @@ class DiffUHaul(SourcedMethod):
     texts: tuple[Tensor, ...] = field(default=(), repr=False)
     spans: tuple[int, ...] = ()
     anchoring: Anchoring = field(default_factory=Anchoring)
-    scope: Scope = "all"
+    scope: Scope = "auto"
     share_from: float = 0.0
     share_to: float = 1.0
     copy: float = 1.0
@@ -304,7 +305,7 @@ class DiffUHaul(SourcedMethod):
         w = self.anchoring.weight(call.progress)
         if w == 0:
             return None
-        if self.scope == "all":
+        if self.scope == "all" or (self.scope == "auto" and call.family == FAMILIES[0]):
             return w
 
         def make() -> Tensor:

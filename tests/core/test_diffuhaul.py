@@ -50,7 +50,7 @@ def picture(name, seed=9):
 
 
 def method(name, drag=MOVED, latent=None, buckets=0, **settings):
-    given = dict(scene=scene(drag), vacate=False, source=Source(picture(name) if latent is None else latent, Buckets(buckets)))
+    given = dict(scene=scene(drag), vacate=False, scope="all", source=Source(picture(name) if latent is None else latent, Buckets(buckets)))
     return DiffUHaul(**given | settings)
 
 
@@ -198,6 +198,16 @@ def test_full_anchoring_is_the_sources_output_bit_for_bit(host, monkeypatch):
         for call, (*_, source), (*_, out) in acting:
             offset, span = call.q.grid_span
             assert torch.equal(out[:, :, offset : offset + span.length], source[:, :, offset : offset + span.length])
+
+
+def test_auto_anchors_joint_models_outside_moved_regions(host):
+    for name, same in (("sd15", "all"), ("flux", "outside moved regions")):
+        model, own = model_of(name), picture(name)
+        given = dict(anchoring=Anchoring("constant", 1.0, 0.8), copy=0.0)
+        made = {
+            scope: run(attach(model.patcher, method(name, scope=scope, **given)), model, draw(1, *SIZE[name], seed=2), own) for scope in ("auto", "all", "outside moved regions")
+        }
+        assert torch.equal(made["auto"], made[same]) and not torch.equal(made["all"], made["outside moved regions"])
 
 
 def test_anchoring_outside_moved_regions(host, monkeypatch):
@@ -365,6 +375,22 @@ def test_other_methods_act_beside(host):
             touched = record_of(patched).last.touched
             assert touched[OWNER] > 0 and touched[other.owner] > 0
         assert torch.equal(*results) and not torch.equal(results[0], plain), other.owner
+
+
+def test_placed_subjects_and_captions_share_cross_attention(host):
+    from attention_loom.core.methods.spacetime import Local, SpaceTime
+    from attention_loom.core.regions import Box, Region
+
+    model, own = model_of("sd15"), picture("sd15")
+    placed = dict(locals=(Local(Region("x", Box(0, 0, 0.5, 1)), draw(1, 5, 768, seed=7)),), weight=0.5)
+    ours = method("sd15", texts=(draw(1, 4, 768, seed=5),))
+    part = dict(steps=2, last_step=1)
+    noise = draw(1, *SIZE["sd15"], seed=2)
+    patched = attach(attach(model.patcher, ours), SpaceTime(mode="affine", **placed))
+    both = run(patched, model, noise, own, **part)
+    assert torch.isfinite(both).all() and not torch.equal(both, run(attach(model.patcher, ours), model, noise, own, **part))
+    with pytest.raises(ConflictError, match="compares pictures of the batch that the other parts"):
+        run(attach(attach(model.patcher, ours), SpaceTime(mode="contrast", **placed)), model, noise, own, **part)
 
 
 def test_references_of_another_node_are_refused(host):

@@ -210,6 +210,7 @@ def test_buckets():
     noises = [Buckets(0, 5).noise(b, first) for b in range(4)]
     assert noises[0] is first and all((a - b).abs().max() > 0.5 for i, a in enumerate(noises) for b in noises[:i])
     assert torch.equal(Buckets(0, 5).noise(2, first), noises[2]) and not torch.equal(Buckets(0, 6).noise(2, first), noises[2])
+    assert all(Buckets(0, 5, fresh=False).noise(b, first) is first for b in range(4))
     Buckets(6).check(6)
     with pytest.raises(LoomError, match="7 buckets and 6 steps"):
         Buckets(7).check(6)

@@ -66,7 +66,7 @@ def test_the_defaults_are_a_method_with_a_caption(node):
     (method,) = methods_of(patched)
     assert positive is model.positive and out["samples"] is latent["samples"] and out["noise_mask"] is redrawn and redrawn.shape == (1, *CELLS)
     assert method.source.latent is latent["samples"] and [t.shape for t in method.texts] == [(1, 9, 768)] and method.spans == ()
-    assert method.vacate and method.copy == 1.0 and method.scope == "all" and method.source.buckets.count == 0
+    assert method.vacate and method.copy == 1.0 and method.scope == "auto" and method.source.buckets.count == 0
     assert (method.anchoring.schedule, method.anchoring.end, method.anchoring.amount) == ("layout first", 0.5, 1.0)
     assert (method.scene.drag.dx, method.scene.drag.dy) == (40, 8) and method.scene.names == ("a red vase",)
     defaults = {i.id: i.default for i in node.LoomDiffUHaul.define_schema().inputs if getattr(i, "default", None) is not None}

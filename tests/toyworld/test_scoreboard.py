@@ -322,7 +322,7 @@ def test_an_animation_runs_to_the_longest_clip(tmp_path):
     [
         (
             ["--only", "ultravico", "telepathy"],
-            "no method or row called 'telepathy'; methods: astar, ditraj, entropy_scale, gradsam, headhunter, ir_diffusion, ouroboros, pictures, riflex, softpag, spacetime, sparse, ultravico",
+            "no method or row called 'telepathy'; methods: astar, diffuhaul, ditraj, entropy_scale, gradsam, headhunter, ir_diffusion, ouroboros, pictures, riflex, softpag, spacetime, sparse, ultravico",
         ),
         (["--seeds", "many"], "SEEDS 'many' was given; it is a whole number from 2 on."),
         (["--seeds", "1"], "SEEDS '1' was given"),
