@@ -192,7 +192,7 @@ class LoomAttenCraftTrain(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The model with what was learned on it, at full strength."),
                 LoraModel.Output(display_name="lora", tooltip="What was learned of the model, for the host's Load LoRA Model and Save LoRA Weights."),
                 LossMap.Output(display_name="loss_map", tooltip="The losses, for the host's Plot Loss Graph."),
-                io.String.Output(display_name="words", tooltip="How to write the concepts in a prompt."),
+                io.String.Output(display_name="words", tooltip="The training prompt with all concepts, ready for a text encoder: it shows how to write them."),
                 io.Mask.Output(display_name="masks", tooltip="The masks at the end of the training, one per concept."),
                 io.Image.Output(display_name="preview", tooltip="Losses, masks and sketches."),
                 io.Image.Output(display_name="sketches", tooltip="The last sketches, decoded: every concept alone, then all together. Without a VAE in rough colours."),
@@ -212,12 +212,13 @@ class LoomAttenCraftTrain(io.ComfyNode):
         training.show = lambda t: bar.update_absolute(t.done, t.plan.steps, ("JPEG", progress.draw(t, lambda x: rough(x, form)), PREVIEW) if _worth_showing(t) else None)
         training.run()
         words = _leave_words(training)
+        told = "\n".join(words)
         lora = training.lora()
         trained, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)
         page = as_image(progress.draw(training, lambda x: rough(x, form)))
         found = masks.at_size(training.masks, (CELL * latent["samples"].shape[-2], CELL * latent["samples"].shape[-1]))[:-1]  # type: ignore[arg-type]
         return io.NodeOutput(
-            trained, lora, dict(training.history), words, found, page, _decoded(training, vae, form), ui=ui.PreviewImage(page, cls=cls).as_dict() | {"text": (words,)}
+            trained, lora, dict(training.history), words[0], found, page, _decoded(training, vae, form), ui=ui.PreviewImage(page, cls=cls).as_dict() | {"text": (told,)}
         )
 
 
@@ -329,15 +330,15 @@ def _check_names(training: str, prompts: Prompts) -> None:
             raise LoomError(f"there is an embedding '{_file(training, concept.name)}' already, made by something else; choose another name for the training or the concept.")
 
 
-def _leave_words(training: Training) -> str:
-    """Write the new words' files; how to use them."""
+def _leave_words(training: Training) -> list[str]:
+    """Write the new words' files. Returns the prompt of all concepts, then how to write each."""
     prompts, name = training.prompts, training.folder.name
     if not prompts.vectors:
-        return prompts.template.replace("{}", prompts.joiner.join(c.words for c in prompts.concepts))
+        return [prompts.template.replace("{}", prompts.joiner.join(c.words for c in prompts.concepts))]
     for concept, tensors in zip(prompts.concepts, prompts.files(), strict=True):
         store.embedding(_embeddings(), _file(name, concept.name), tensors, name)
     written = [f"embedding:{_file(name, c.name)} {c.words}" for c in prompts.concepts]
-    return "\n".join([prompts.template.replace("{}", prompts.joiner.join(written)), *written])
+    return [prompts.template.replace("{}", prompts.joiner.join(written)), *written]
 
 
 def _worth_showing(training: Training) -> bool:

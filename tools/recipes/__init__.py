@@ -4,7 +4,7 @@
 and ``workflows/api/<name>.json`` (queued headless).
 """
 
-from . import drag, endless, heads, paths, pictures, steer, subjects, video
+from . import concepts, drag, endless, heads, paths, pictures, steer, subjects, video
 from .base import Node, Recipe, link
 
 __all__ = ["RECIPES", "Node", "Recipe", "link"]
@@ -35,6 +35,8 @@ RECIPES = (
     subjects.subjects_from_pictures_sdxl,
     subjects.masks_on_the_spot_toy,
     subjects.masks_on_the_spot_sdxl,
+    concepts.learn_concepts_toy,
+    concepts.learn_concepts_sd15,
     drag.drag_object_toy,
     drag.drag_object_boxes_toy,
     drag.drag_object_sd15,
