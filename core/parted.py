@@ -36,7 +36,7 @@ def parted(draft: Draft) -> list[tuple[Elements, Draft]]:
     owner = next((own.owners[0] for own in draft.parts.values() if own.owners), "a method")
     if draft.probes:
         raise ConflictError(owner, draft.probes[0][0], "one reads the attention of the whole batch and the other parts it", "Use them on different blocks.")
-    whole = [name for name, *_ in (*draft.swaps, *draft.reworks, *draft.results)]
+    whole = [*(s[0] for s in draft.swaps), *(r[0] for r in draft.reworks), *(r[0] for r in draft.results)]
     if whole:
         raise ConflictError(owner, whole[0], "one changes the attention of the whole batch and the other parts it", "Use them on different blocks.")
     for name, _ in draft.sparse:

@@ -151,7 +151,7 @@ class Draft:
     def replaced(self) -> tuple[Tensor, Tensor] | None:
         """The keys and values of :meth:`swap`. Raises ConflictError where two methods give some, or another adds its own."""
         for owner, _, _ in self.swaps:
-            others = [name for name, *_ in (*self.swaps, *self.segments) if name != owner]
+            others = [name for name in (*(s[0] for s in self.swaps), *(s[0] for s in self.segments)) if name != owner]
             if others:
                 rule = "one takes other keys and values in the place of those the other adds to"
                 raise ConflictError(owner, others[0], rule, "Use them on different blocks or in different percent windows.")

@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no copying": {"copy_blend": 0.0},
     "no sharing": {"share_end": 0.0},
     "no captions": {"grounding": "off"},
+    "boxes": {"boxes": True},
+    "boxes, exchange not masked": {"boxes": True, "masked_exchange": False},
 }
-"""The schedules, and layout first with one part changed or left out."""
+"""The schedules, and layout first with one part changed or left out; "boxes" are GLIGEN's, in the place of captions."""
+GLIGEN = "scenes_sd15_gligen.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,20 @@ class Studio:
 
     def __init__(self, bundle: Bundle, folder: Path = CHECKPOINTS) -> None:
         self.bundle, (self.model, self.clip), self.vae = bundle, load(bundle, folder), load_vae(bundle, folder)
+        self.folder = folder
+
+    @cached_property
+    def gligen(self) -> Any:
+        """The host's GLIGEN, as GLIGENLoader makes it."""
+        import comfy.sd
+
+        return comfy.sd.load_gligen(str(self.folder / GLIGEN))
+
+    def box(self, case: Case) -> tuple[Any, ...]:
+        """The object's phrase and box in latent cells, as GLIGENTextBoxApply puts them down."""
+        _, pooled = self.clip.encode_from_tokens(self.clip.tokenize(case.object), return_pooled="unprojected")
+        rows, columns = case.mask.any(1).nonzero()[:, 0], case.mask.any(0).nonzero()[:, 0]
+        return pooled, (len(rows) + 7) // 8, (len(columns) + 7) // 8, int(rows[0]) // 8, int(columns[0]) // 8
 
     def text(self, words: str) -> Any:
         """A prompt."""
@@ -165,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m attention_loom.toyworld.drag_study", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", choices=("sd15", "sd3"))
     parser.add_argument("--count", type=int, default=24)
-    parser.add_argument("--only", nargs="*", default=[*BASES, *SETTINGS])
+    parser.add_argument("--only", nargs="*", default=[*BASES, *(name for name in SETTINGS if "boxes" not in name)])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=CHECKPOINTS)
     parser.add_argument("--out", type=Path, default=RESULTS)

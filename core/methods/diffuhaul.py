@@ -193,10 +193,11 @@ class DiffUHaul(SourcedMethod):
         part = self._part(call, draft, positive)
         for i, (text, found) in enumerate(zip(self.texts, self._objects(call), strict=True)):
             k, v = projected(call, self.owner, text)
-            rows = call.kept(
-                (self.owner, id(self), "rows", i, source, call.q, str(call.device)), lambda found=found: call.q.along(found.old if source else found.new, False).to(call.device)
-            )
-            part.extend(self.owner, ExtraKV(k, v, None, rows))
+            part.extend(self.owner, ExtraKV(k, v, None, self._rows(call, i, found.old if source else found.new, source)))
+
+    def _rows(self, call: AttentionCall, number: int, tokens: Tensor, source: bool) -> Tensor:
+        """bool [Nq]: an object's tokens among the call's queries, on the device."""
+        return call.kept((self.owner, id(self), "rows", number, source, call.q, str(call.device)), lambda: call.q.along(tokens, False).to(call.device))
 
     def _place(self, call: AttentionCall, draft: Draft, own: tuple[int, ...], source: bool, acts: bool) -> None:
         """Self- and joint attention: who may see whom."""
@@ -252,8 +253,9 @@ class DiffUHaul(SourcedMethod):
     def _noted(self, call: AttentionCall) -> dict[int, Features]:
         """What was held of the source in this attention, by role."""
         notes = {} if call.run is None else call.run.state.get(notes_key(self), {})
-        found = {role: notes.get((call.block, call.kind, call.turn, role)) for role in {self._role(call, e) for e in range(call.batch)}}
-        if any(f is None for f in found.values()):
+        roles = {self._role(call, e) for e in range(call.batch)}
+        found: dict[int, Features] = {role: notes[where] for role in roles if (where := (call.block, call.kind, call.turn, role)) in notes}
+        if len(found) < len(roles):
             raise LoomError(f"{self.owner} found no source in {call.block}: another node skips or replaces this block where the source runs alone. Take that node out.")
         return found
 
