@@ -161,7 +161,12 @@ class Training(OneCall):
         options["transformer_options"][OVERRIDE] = starts_held(options["transformer_options"][OVERRIDE])
         before = self.done
         try:
-            with gradients(model if self.plan.spare else None), thawed(model), thawed(self.prompts.clip.cond_stage_model), adapters.worn(model.diffusion_model, self.adapters):
+            with (
+                gradients(model if self.plan.spare else None, in_place=False),
+                thawed(model),
+                thawed(self.prompts.clip.cond_stage_model),
+                adapters.worn(model.diffusion_model, self.adapters),
+            ):
                 latent, self.masks = plain(latent_image), plain(self.masks)
                 prior = None if self.lesson.prior is None else model.process_latent_in(plain(self.lesson.prior).to(latent))
                 while self.done < self.plan.steps:
@@ -187,12 +192,14 @@ class Training(OneCall):
         found = {"masked": 0.0, "prior": 0.0, "attention": 0.0}
         written = self.prompts.write(order)
         members = self._watch(written, refreshing)
-        error = self._error(model, options, latent, self.prompts.encode(written))
+        text = self._text(written)
+        error = self._error(model, options, latent, text)
         assert self.masks is not None
         masked = losses.masked(error, losses.union(self.masks.to(error.device), order, (latent.shape[-2], latent.shape[-1]), self.plan.clamp))
         words = None if self.capture.words is None or self.capture.words.maps is None else self.capture.words.maps[0, :, 0]
         attention = self._attention(words, members) if words is not None and self.plan.attention else error.new_zeros(())
         (masked + self.plan.attention * attention).backward()
+        self._into_words(written, text)
         found["masked"], found["attention"] = float(masked.detach()), float(attention.detach())
         places, self.capture.words, self.capture.places = self.capture.places, None, None
         if prior is not None and self.plan.prior:
@@ -215,6 +222,23 @@ class Training(OneCall):
         self.capture.places = SelfMap() if refreshing else None
         return {c: range(end - len(written.phrases[c]), end) for c, end in zip(shown, ends, strict=True)}
 
+    def _text(self, written: Written) -> list[Any]:
+        """The prompt's conditioning; where words are learned, a leaf of the graph, so that the model's pass needs nothing of the text encoder's."""
+        with torch.no_grad():
+            cond, facts = self.prompts.encode(written)[0]
+        if not self.prompts.vectors:
+            return [[cond, facts]]
+        return [[cond.requires_grad_(True), facts | {"pooled_output": facts["pooled_output"].requires_grad_(True)}]]
+
+    def _into_words(self, written: Written, text: list[Any]) -> None:
+        """The gradient of a conditioning, on to the new words. Text encoders add in place, so they run again, by themselves."""
+        slopes = [text[0][0].grad, text[0][1]["pooled_output"].grad]
+        if self.prompts.vectors and any(slope is not None for slope in slopes):
+            with gradients():
+                cond, facts = self.prompts.encode(written)[0]
+                pairs = [(made, slope) for made, slope in zip((cond, facts["pooled_output"]), slopes, strict=True) if slope is not None]
+                torch.autograd.backward([made for made, _ in pairs], [slope for _, slope in pairs])
+
     def _error(self, model: Any, options: dict[str, Any], latent: Tensor, conditioning: list[Any]) -> Tensor:
         """Error [1, C, h, w] of the prediction at a random noise level, in the space the model was trained in."""
         t = int(torch.randint(0, STEPS, (1,), generator=self.generator))
@@ -233,7 +257,7 @@ class Training(OneCall):
         """Loss on one picture of the base model; its gradient is added."""
         i = int(torch.randint(0, len(prior), (1,), generator=self.generator))
         loss = losses.prior(self._error(model, options, prior[i : i + 1], plain(self.lesson.texts[i if len(self.lesson.texts) > 1 else 0])))
-        if loss.requires_grad:  # new words alone are not in this prompt
+        if loss.requires_grad:  # not where new words alone are learned: they are not in this prompt
             (self.plan.prior * loss).backward()
         return float(loss.detach())
 

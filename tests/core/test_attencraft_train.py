@@ -151,6 +151,27 @@ def test_a_whole_mask_and_nothing_else_is_the_plain_error(world):
     )
 
 
+def test_new_words_get_the_gradient_of_the_loss(world):
+    """Against a difference along it: the whole way through model and text encoder."""
+    import dataclasses
+
+    def loss(move=None):
+        training = world.training(steps=1, sampling="all", prior_weight=0.0, learning_rate=0.0, attention_weight=1.0)
+        training.plan = dataclasses.replace(training.plan, clip=1e9)
+        if move is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                for p, d in zip(training.prompts.parameters(), move, strict=True):
+                    p.add_(d)
+        ran(training)
+        return training.history["loss"][0], [p.grad.clone() for p in training.prompts.parameters()]
+
+    _, slope = loss()
+    norm = sum(float(g.square().sum()) for g in slope) ** 0.5
+    step = 0.02
+    ahead, behind = (loss([sign * step * g / norm for g in slope])[0] for sign in (1, -1))
+    assert all(g.abs().max() > 0 for g in slope) and (ahead - behind) / (2 * step) == pytest.approx(norm, rel=0.02)
+
+
 def test_the_attention_loss_pulls_words_to_their_masks(world):
     """With a strong one on the words alone, the divergence falls, with the same noise each time."""
     training = world.training(steps=25, attention_weight=100.0, prior_weight=0.0, sampling="all", learning_rate=2e-2)
