@@ -71,7 +71,7 @@ class LoomIRDiffusion(io.ComfyNode):
                 io.Combo.Input("overlap", options=list(places.OVERLAPS), default="refuse", optional=True,
                                tooltip="Whose a place is that two scene masks claim. refuse says so if it is more than a tenth of the smaller mask; below that the smaller subject has it."),
                 io.Boolean.Input("allow_missing", default=False, optional=True,
-                                 tooltip="Take an empty mask for a subject that is not in the picture and leave it uncontrolled, instead of an error."),
+                                 tooltip="Take an empty mask for a subject that is not in the picture and leave it uncontrolled, and leave a portrait's subject unread in layers where it is a single token wide, instead of an error."),
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, optional=True,
                              tooltip="Of the dropped tokens alone. The same seed drops the same ones."),
                 LOOM_SUBJECTS.Input("subjects", optional=True,

@@ -293,8 +293,8 @@ class IRDiffusion(ReferencedMethod):
 
         def make() -> _Placed | None:
             scenes, references = self._masks(call, scene)
-            if bool(references[subject].any()):
-                self._wide_enough(references[subject], subject)
+            if bool(references[subject].any()) and not self._wide_enough(references[subject], subject):
+                return None
             move: Moved | None = (repositioned if self.reading == "reposition" else in_place)(references[subject], scenes[subject])
             if move is None:
                 return None
@@ -304,13 +304,17 @@ class IRDiffusion(ReferencedMethod):
 
         return self._kept(call, ("moved", scene, subject, call.q, str(call.device)), make)
 
-    def _wide_enough(self, mask: Tensor, subject: int) -> None:
+    def _wide_enough(self, mask: Tensor, subject: int) -> bool:
+        """Whether a reference has tokens enough in this layer to be cropped and resized; False where it may be left alone."""
         top, bottom, left, right = bounds(mask)
-        if self.reading == "reposition" and (top == bottom or left == right):
-            raise LoomError(
-                f"the reference mask of subject {subject + 1} is {right - left + 1} x {bottom - top + 1} tokens where the picture has {mask.shape[1]} x {mask.shape[0]}, "
-                "too few to crop and resize; use a larger picture or a portrait that shows more of the subject, or raise start_layer."
-            )
+        if self.reading != "reposition" or (top < bottom and left < right):
+            return True
+        if self.allow_missing:
+            return False
+        raise LoomError(
+            f"the reference mask of subject {subject + 1} is {right - left + 1} x {bottom - top + 1} tokens where the picture has {mask.shape[1]} x {mask.shape[0]}, too few to "
+            "crop and resize; use a larger picture or a portrait that shows more of the subject, raise start_layer, or switch allow_missing on to leave it out of such layers."
+        )
 
     def _rows(self, call: AttentionCall, scene: int) -> Tensor:
         """bool [S, Nq]: which tokens read their reference at this step."""

@@ -400,6 +400,16 @@ def test_words_of_a_prompt_whose_template_is_dropped():
         isolated(masks, layout, WORDS)
 
 
+def test_a_reference_too_narrow_for_a_layer_may_be_left_out_of_it():
+    thin = torch.stack([box(0, 1, 0, 0.17), REFERENCES[1]])
+    call = call_of("self", tensors(3, Y * X))
+    with pytest.raises(LoomError, match="the reference mask of subject 1 is 1 x 4 tokens"):
+        draft_of(method(references=thin), call)
+    segments = next(iter(draft_of(method(references=thin, allow_missing=True), call).parts.values())).segments
+    both = next(iter(draft_of(method(), call).parts.values())).segments
+    assert len(segments) == 1 and torch.equal(segments[0][1].k, both[1][1].k), "the other is read as ever"
+
+
 def test_strength_and_bias_weigh_the_references():
     q, k, v = tensors(3, Y * X)
     half = run(method(strength=0.5, isolation=False), call_of("self", (q, k, v)))

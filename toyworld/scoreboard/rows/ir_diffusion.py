@@ -68,10 +68,14 @@ def kept(**settings: Any) -> Callable[[Shot], Graph]:
     return graph
 
 
-def hidden(shot: Shot) -> Graph:
+def hidden(**settings: Any) -> Callable[[Shot], Graph]:
     """The subjects' words hidden from each other as well."""
-    caption = Caption.parse(shot.caption)
-    return kept(clip=["clip", 0], scene_prompt=scene(caption), subject_words="\n".join(_words(caption)))(shot)
+
+    def graph(shot: Shot) -> Graph:
+        caption = Caption.parse(shot.caption)
+        return kept(clip=["clip", 0], scene_prompt=scene(caption), subject_words="\n".join(_words(caption)), **settings)(shot)
+
+    return graph
 
 
 def _words(caption: Caption) -> list[str]:
@@ -112,6 +116,6 @@ def row(model: str, parts: tuple[Arm, ...]) -> Row:
 
 
 ROWS = (
-    row("sd3", (Arm("words hidden", hidden, CODE),)),
+    row("sd3", (Arm("words hidden", hidden(), CODE), Arm("words hidden, no references", hidden(references="off"), CODE))),
     row("sd15", (Arm("texts alone", kept(references="off", isolation=False), CODE),)),
 )
