@@ -131,10 +131,12 @@ class Studio:
             return self.sample(self.model, self.text(str(case.caption.ground)), self.vae.encode(frame), hole[None].float(), case.seed)
         from ..nodes.diffuhaul import dragged
 
-        latent = {"samples": self.vae.encode(case.frame)}
+        latent, positive = {"samples": self.vae.encode(case.frame)}, self.text(case.words())
+        if settings.pop("boxes", False):
+            positive = [[positive[0][0], positive[0][1] | {"gligen": ("position", self.gligen, [self.box(case)])}]]
         model, drawn, positive, _ = dragged(
             self.model,
-            self.text(case.words()),
+            positive,
             latent,
             case.mask[None].float(),
             dx=round(SHIFT * len(case.mask)),

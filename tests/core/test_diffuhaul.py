@@ -18,7 +18,7 @@ from attention_loom.core.methods.sourced import Source
 
 pytestmark = pytest.mark.host
 OWNER = DiffUHaul.owner
-SIZE = {"sd15": (4, 8, 12), "sd3": (16, 8, 12), "flux": (16, 16, 24), "qwen_image": (16, 1, 16, 24)}
+SIZE = {"sd15": (4, 8, 12), "sdxl": (4, 8, 12), "sd3": (16, 8, 12), "flux": (16, 16, 24), "qwen_image": (16, 1, 16, 24)}
 FRAME = (64, 96)
 STILL, MOVED = Drag(0, 0), Drag(40, 8)
 CUT = Anchoring("constant", end=1.0, level=0.0)
@@ -62,6 +62,13 @@ def run(patcher, model, noise, latent, steps=2, cfg=3.0, **more):
     return comfy.sample.sample(patcher, noise, steps, cfg, sampler, "simple", model.positive, model.negative, latent, disable_pbar=True, **more)
 
 
+def same(one, other, stock):
+    """Bit for bit where the host itself gives equal pictures of a batch equal bits, which it does not for SDXL on every processor."""
+    if torch.equal(stock[0], stock[1]):
+        return torch.equal(one, other)
+    return (stock[0] - stock[1]).abs().max() < 1e-5 * stock.abs().max() and (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
 # --- nothing moves --------------------------------------------------------------------------------------------------------
 
 
@@ -73,8 +80,8 @@ def test_an_object_that_rests_in_one_batch_comes_out_as_its_source(host, name):
     texts = {"texts": (draw(1, 5, 768, seed=5),)} if name == "sd15" else {}
     patched = attach(model.patcher, method(name, STILL, source=None, vacate=True, **texts))
     out = run(patched, model, noise, torch.zeros(2, *SIZE[name]), steps=3)
-    assert torch.equal(out[0], out[1])
-    stock = run(model.patcher, model, noise[:1], torch.zeros(1, *SIZE[name]), steps=3)
+    stock = run(model.patcher, model, noise, torch.zeros(2, *SIZE[name]), steps=3)
+    assert same(out[0], out[1], stock)
     if not texts:
         assert (out[0] - stock[0]).abs().max() < 1e-4 * stock.abs().max(), "and as without the node"
     assert record_of(patched).last.touched[OWNER] > 0
@@ -104,7 +111,7 @@ def test_the_source_does_not_know_of_the_result(host, name):
     out = run(attach(model.patcher, method(name, source=None, vacate=True)), model, noise, latent)
     stock = run(model.patcher, model, noise, latent)
     assert torch.equal(out[0], stock[0])
-    assert torch.equal(out[1], out[2]), "all results read one source"
+    assert same(out[1], out[2], stock), "all results read one source"
     assert (out[1] - stock[1]).abs().max() > 1e-3 * stock.abs().max()
 
 
