@@ -1,8 +1,9 @@
 """Executable lists: what a kernel visits, per row of query blocks, made from a plan's blocks and the kinds of its tables.
 
-A visited block is one of four kinds, each with a loop of its own in the kernel: plain, uniform (one factor for all pairs),
-mixed (the rules look at each pair), and partial (so does the element test of the plan). The first three share one ragged
-list in that order; the fourth is the plan's own, as the ids of its packed bits are aligned with it.
+A visited block is one of four kinds: plain, uniform (one factor for all pairs, noted beside its entry), mixed (the rules look
+at each pair), and partial (so does the element test of the plan). The kernel runs one loop over the first two and one over
+each of the others. The first three share one ragged list in that order; the fourth is the plan's own, as the ids of its packed
+bits are aligned with it.
 
 All of it is made on the device without waiting for it and is kept as long as the plan parts it was made from.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 from .blocks import FULL, SMALL, BlockList, BlockPlan, TokenOrder
 from .caching import with_part, with_parts
 from .plan import AttentionPlan, DistanceTable, FrameTable, Labels
-from .tiles import EMPTY, MIXED, table_kinds
+from .tiles import EMPTY, MIXED, factor_map, table_kinds
 
 SPLIT_ABOVE = 256
 """Rows of free tokens with more blocks than this are cut along the keys."""
@@ -30,7 +31,8 @@ class WorkLists:
     bounds int32 [S, nQ, K+1]: where the row starts in ``col``, then where each of the K kinds (1: plain only, or 3) ends.
     col int16|int32. partial: the plan's own list, its ``ptr`` repeated to S rows. head_map int32 [B|1, H|1] -> [0, S).
     split_from: rows from here on are free tokens, read everything, and are cut into ``splits`` parts along the keys of
-    ``chunk`` int32 [S] blocks each (the last ones may be empty); nQ and 1 where none is cut.
+    ``chunk`` int32 [S] blocks each (the last ones may be empty); nQ and 1 where none is cut. gains fp32, one per entry of
+    ``col``: the factor of a uniform block; None where no table has factors.
     """
 
     bounds: Tensor
@@ -42,6 +44,7 @@ class WorkLists:
     split_from: int
     splits: int = 1
     chunk: Tensor | None = None
+    gains: Tensor | None = None
 
     @property
     def kinds(self) -> int:
@@ -145,7 +148,9 @@ def _of_blocks(blocks: BlockPlan) -> WorkLists:
 def _of_tables(tables: tuple[FrameTable | DistanceTable | Labels, ...], n_q: int, n_k: int, block_m: int, block_n: int) -> WorkLists:
     kinds = table_kinds(tables, block_m, block_n)
     sets = torch.arange(kinds.shape[0], dtype=torch.int32, device=kinds.device)
-    return WorkLists(*ragged(kinds, kinds.numel()), None, sets[:, None], block_m, block_n, kinds.shape[1])
+    bounds, col = ragged(kinds, kinds.numel())
+    gains = entry_gains(bounds, col, factor_map(tables, block_m, block_n))
+    return WorkLists(bounds, col, None, sets[:, None], block_m, block_n, kinds.shape[1], gains=gains)
 
 
 def _of_both(blocks: BlockPlan, tables: tuple[FrameTable | DistanceTable | Labels, ...]) -> WorkLists:
@@ -160,7 +165,8 @@ def _of_both(blocks: BlockPlan, tables: tuple[FrameTable | DistanceTable | Label
         head_map = head_map + groups * torch.arange(sets, dtype=torch.int32, device=head_map.device)[:, None]
         partial = None if partial is None else BlockList(partial.ptr.repeat(sets, 1), partial.col)
     bounds, col = ragged(kinds, min(kinds.numel(), sets * blocks.full.col.shape[0]))
-    return _cut(WorkLists(bounds, col, partial, head_map, blocks.q.block, blocks.k.block, blocks.q.blocks), blocks)
+    gains = entry_gains(bounds, col, factor_map(placed, blocks.q.block, blocks.k.block))
+    return _cut(WorkLists(bounds, col, partial, head_map, blocks.q.block, blocks.k.block, blocks.q.blocks, gains=gains), blocks)
 
 
 def _cut(lists: WorkLists, blocks: BlockPlan) -> WorkLists:
@@ -175,7 +181,7 @@ def _cut(lists: WorkLists, blocks: BlockPlan) -> WorkLists:
     chunk = (2 * lists.lengths().float().mean(-1)).ceil().int().clamp(min=SPLIT_ABOVE)
     splits = -(-columns // SPLIT_ABOVE)
     return WorkLists(
-        lists.bounds, lists.col, lists.partial, lists.head_map, lists.block_q, lists.block_k, blocks.q.grid_blocks, splits, chunk
+        lists.bounds, lists.col, lists.partial, lists.head_map, lists.block_q, lists.block_k, blocks.q.grid_blocks, splits, chunk, lists.gains
     )  # fmt: skip
 
 
@@ -197,6 +203,16 @@ def ragged(kinds: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         place = torch.where(rank < ends[s, :, -1:], start[s].long() + rank, capacity)
         col.scatter_(0, place.flatten(), columns.flatten().to(col.dtype))
     return torch.cat([start, start + ends], -1).contiguous(), col[:capacity]
+
+
+def entry_gains(bounds: Tensor, col: Tensor, factors: Tensor | None) -> Tensor | None:
+    """fp32, one per entry of ``col``: ``factors`` [nQ, nK] at its row and column; what lies behind the last row is of no use."""
+    if factors is None:
+        return None
+    ends, rows = bounds[..., -1].flatten().contiguous(), bounds.shape[1]
+    at = torch.arange(col.shape[0], dtype=torch.int32, device=col.device)
+    row = torch.searchsorted(ends, at, right=True).remainder_(rows)
+    return factors[row, col.long()]
 
 
 def in_place_order(part: FrameTable | DistanceTable | Labels, q: TokenOrder, k: TokenOrder) -> FrameTable | DistanceTable | Labels:

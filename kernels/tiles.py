@@ -5,8 +5,7 @@ A tile of ``block_m`` queries by ``block_n`` keys is
     UNIFORM  every pair admitted, one factor for all
     MIXED    look at each pair
     EMPTY    no pair admitted: never visited
-``kernels/lists.py`` lists them in that order, so a kernel runs one loop per kind and branches on nothing. Memory is
-O(nQ nK + tokens).
+``kernels/lists.py`` lists them in that order, so a kernel looks at pairs in a loop of its own. Memory is O(nQ nK + tokens).
 """
 
 from __future__ import annotations
@@ -96,6 +95,25 @@ def label_kinds(t: Labels, block_m: int, block_n: int) -> Tensor:
     reads = (any_q.float() @ any_k.transpose(-1, -2)) > 0
     refuses = (lacking_q.float() @ any_k.transpose(-1, -2)) > 0
     return _kinds(~refuses, torch.zeros_like(reads), ~reads)
+
+
+def factor_map(parts: tuple[FrameTable | DistanceTable | Labels, ...], block_m: int, block_n: int) -> Tensor | None:
+    """fp32 [nQ, nK]: the factor of each tile's first pair, which is that of all its pairs where the tile is uniform.
+
+    None where no part has factors.
+    """
+    found = None
+    for part in parts:
+        if isinstance(part, Labels):
+            continue
+        frames = isinstance(part, FrameTable)
+        q, k = (part.ids_q, part.ids_k) if isinstance(part, FrameTable) else (part.pos_q, part.pos_k)
+        i, j = q[::block_m].long()[:, None], k[::block_n].long()[None, :]
+        inside, i, j = (i >= 0) & (j >= 0), i.clamp(min=0), j.clamp(min=0)
+        classes = part.classes[i, j] if frames else part.classes[(i - j).abs().clamp(max=part.classes.shape[0] - 1)]
+        factor = part.factors.float()[classes.masked_fill(~inside | (classes == MASKED), 0).long()]
+        found = factor if found is None else found * factor
+    return found
 
 
 def _kinds(plain: Tensor, uniform: Tensor, empty: Tensor) -> Tensor:

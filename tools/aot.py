@@ -51,8 +51,8 @@ ORDERED = (*LISTED, "perm_q", "perm_k", "k_valid")
 TABLE = ("frame_q", "frame_k", "frame_table", "frame_factors")
 FEATURES: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "plain": ((), {}),
-    "frames": ((*LISTED, *TABLE, "kbar"), {"positive_only": 1}),
-    "distance": ((*LISTED, "pos_q", "pos_k", "distance_table", "distance_factors"), {"positive_only": 1}),
+    "frames": ((*LISTED, *TABLE, "gains", "kbar"), {"positive_only": 1}),
+    "distance": ((*LISTED, "gains", "pos_q", "pos_k", "distance_table", "distance_factors"), {"positive_only": 1}),
     "labels": ((*LISTED, "label_k", "allow_q", "key_bias", "head_scale"), {}),
     "blocks": (ORDERED, {"splits": 2}),
     "blocks64": (ORDERED, {"block_q": 64, "block_k": 64}),
@@ -60,10 +60,10 @@ FEATURES: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "bits": ((*ORDERED, "partial_ptr", "partial_col", "bit_words", "bit_ids", "key_bias"), {"element": 4}),
     "segments": ((*ORDERED, "seg0_k", "seg0_v", "seg0_bias", "seg1_k", "seg1_v", "seg1_rows", "unread", "mix_amount"), {"tail": 1, "mix": 1}),
     "affine": ((*ORDERED, "row_scale", "residual"), {"splits": 2}),
-    "all": ((*ORDERED, "partial_ptr", "partial_col", "place_q", "place_k", *TABLE, "kbar", "seg0_k", "seg0_v"), {"element": 1, "positive_only": 1}),
+    "all": ((*ORDERED, "partial_ptr", "partial_col", "place_q", "place_k", *TABLE, "gains", "kbar", "seg0_k", "seg0_v"), {"element": 1, "positive_only": 1}),
 }
 TYPES = {
-    "*fp32": ("kbar", "head_scale", "row_scale", "key_bias", "frame_factors", "distance_factors", "seg0_bias", "seg1_bias", "k_mean", "v_mean", "mix_mean", "mix_amount", "part_o", "part_lse", "lse"),
+    "*fp32": ("gains", "kbar", "head_scale", "row_scale", "key_bias", "frame_factors", "distance_factors", "seg0_bias", "seg1_bias", "k_mean", "v_mean", "mix_mean", "mix_amount", "part_o", "part_lse", "lse"),
     "*i16": ("frame_q", "frame_k", "col", "partial_col"),
     "*u8": ("frame_table", "distance_table", "seg0_rows", "seg1_rows", "mix_rows", "unread"),
     "*i8": ("label_k",),
@@ -88,7 +88,7 @@ def arguments(arch: str, width: int, item_size: int, feature: str, smallest: boo
     """(settings, tensors, numbers) of a call with the features named; tensors have no memory behind them."""
     import torch
     from attention_loom.kernels.triton.arguments import Numbers, Tensors
-    from attention_loom.kernels.triton.settings import settings
+    from attention_loom.kernels.triton.settings import VARIANTS, settings
     from attention_loom.kernels.triton.settings import smallest as smallest_settings
 
     names, more = FEATURES[feature]
@@ -102,7 +102,7 @@ def arguments(arch: str, width: int, item_size: int, feature: str, smallest: boo
     shape = {"seg0_k": (1, 1, 9, width), "seg1_k": (1, 1, 300, width)}
     tensors = Tensors(**{name: torch.empty(shape.get(name, (1,)), device="meta") for name in names})
     numbers: dict[str, Any] = {"block_q": block_q, "block_k": block_k} | more
-    return s, tensors, Numbers(s.block_m, s.block_n, s.warps, s.stages, blocks_q=4, blocks_k=4, **numbers)
+    return s, tensors, Numbers(s.block_m, s.block_n, s.warps, s.stages, blocks_q=4, blocks_k=4, variant=VARIANTS.index(s.variant), **numbers)
 
 
 def compile_one(arch: str, width: int, item_size: int, feature: str, dtype: str, smallest: bool = False):

@@ -14,7 +14,7 @@ from ..caching import with_part
 from ..lists import WorkLists, in_place_order, launch_order, readable, work_lists
 from ..logits import mean_key
 from ..plan import AttentionPlan, DistanceTable, ExtraKV, FrameTable, Labels
-from .settings import Settings
+from .settings import VARIANTS, Settings
 
 SEGMENTS = 2
 """Extra segments the kernel reads in the same pass."""
@@ -41,6 +41,7 @@ class Tensors:
     head_map: Tensor | None = None
     bounds: Tensor | None = None
     col: Tensor | None = None
+    gains: Tensor | None = None
     partial_ptr: Tensor | None = None
     partial_col: Tensor | None = None
     chunk: Tensor | None = None
@@ -73,7 +74,8 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Sizes and flags. element: kind of test in :mod:`kernels.triton.element_masks`; mix: 0 none, 1 identity, 2 mean."""
+    """Sizes and flags. element: kind of test in :mod:`kernels.triton.element_masks`; mix: 0 none, 1 identity, 2 mean;
+    variant: place in :data:`kernels.triton.settings.VARIANTS`."""
 
     block_m: int
     block_n: int
@@ -96,6 +98,7 @@ class Numbers:
     hi: int = 0
     tail: bool = False
     mix: int = 0
+    variant: int = 0
 
     @classmethod
     def unpack(cls, packed: Sequence[int]) -> Numbers:
@@ -158,7 +161,7 @@ def gather(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, s
         Tensors(**tensors),
         Numbers(
             s.block_m, s.block_n, s.warps, s.stages, block_q, block_k, blocks_q, blocks_k, even=n_k == blocks_k * block_k,
-            tokens_first=tokens_first, positive_only=bool(plan.modulation and plan.modulation.positive_only), **numbers,  # type: ignore[arg-type]
+            tokens_first=tokens_first, variant=VARIANTS.index(s.variant), positive_only=bool(plan.modulation and plan.modulation.positive_only), **numbers,  # type: ignore[arg-type]
         ),
         Scalars(scale, **scalars),
     )  # fmt: skip
@@ -195,6 +198,7 @@ def _listed(lists: WorkLists, q: Tensor, s: Settings) -> dict[str, Tensor | None
         head_map=lists.head_map.int(),
         bounds=lists.bounds,
         col=lists.col,
+        gains=lists.gains,
         partial_ptr=None if partial is None else partial.ptr,
         partial_col=None if partial is None else partial.col,
         chunk=lists.chunk,

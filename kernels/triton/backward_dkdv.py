@@ -114,7 +114,7 @@ def dkdv_kernel(
                 delta_i = tl.load(delta + row_base + i, mask=live_i, other=0.0)
 
                 s = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * factor_all
-                if CENTER:
+                if CENTER and (KIND > 0 or HEAD_SCALE):
                     center = tl.sum(q_tile.to(tl.float32) * mean[None, :], 1) * factor_all
                     s -= center[None, :]
                 if HEAD_SCALE:
@@ -143,7 +143,7 @@ def dkdv_kernel(
                     s = tl.where(tl.trans(admitted), s, float("-inf"))
                 if BIAS:
                     s += bias[:, None]
-                if CENTER:
+                if CENTER and (KIND > 0 or HEAD_SCALE):
                     s += center[None, :]
                 # Dead keys need no mask: what they collect is not stored.
                 p = tl.math.exp2(s - norm[None, :])

@@ -117,7 +117,7 @@ def dq_kernel(
             v_tile = load_rows(v_base, j, v_sn, dims, live_j, live_dim, UPCAST)
 
             s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * factor_all
-            if CENTER:
+            if CENTER and (KIND > 0 or HEAD_SCALE):
                 s -= center[:, None]
             if HEAD_SCALE:
                 s *= per_head
@@ -147,19 +147,19 @@ def dq_kernel(
             if BIAS:
                 bias = tl.load(key_bias + b * bias_sb + h * bias_sh + j * bias_sn, mask=live_j, other=0.0)
                 s += bias[None, :] * LOG2E
-            if CENTER:
+            if CENTER and (KIND > 0 or HEAD_SCALE):
                 s += center[:, None]
             p = tl.math.exp2(tl.where(admitted, s, float("-inf")) - norm[:, None])
 
             dp = tl.dot(do_tile, tl.trans(v_tile), input_precision=PRECISION)
             ds = p * (dp - delta_i[:, None])
-            if CENTER:
+            if CENTER and (KIND > 0 or HEAD_SCALE):
                 dc += tl.sum(ds, 1)
             if KIND > 0 and (FRAMES or DISTANCE):
                 ds *= gain
             if HEAD_SCALE:
                 ds *= per_head
-            if CENTER:
+            if CENTER and (KIND > 0 or HEAD_SCALE):
                 dc -= tl.sum(ds, 1)
             acc += tl.dot(ds.to(k_tile.dtype), k_tile, input_precision=PRECISION)
 

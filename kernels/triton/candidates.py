@@ -24,10 +24,32 @@ def candidates(arch: str, width: int, item_size: int) -> list[Settings]:
     """At most 12 settings for a head width and bytes per element, the table's best guess for a relative first."""
     guess = settings(arch, width, item_size)
     wide = padded_width(width) > 128 or item_size > 2
+    if is_hopper(arch) and not wide:
+        return [guess, *_HOPPER]
     tiles = ((64, 64), (64, 32), (32, 32)) if wide else ((128, 64), (128, 128), (64, 64), (128, 32))
     stages = (1,) if arch.startswith("gfx") else (2, 3) if not wide else (1, 2)
     more = [Settings(m, n, warps, depth) for m, n in tiles for depth in stages for warps in (4, 8)]
     return list(dict.fromkeys([guess, *more]))[:MOST_CANDIDATES]
+
+
+def is_hopper(arch: str) -> bool:
+    """Compute capability 9.0, or the interpreter, which rehearses its variants."""
+    return arch in ("sm_90", "interpreted")
+
+
+_HOPPER = [
+    Settings(128, 64, 8, 3, "ahead"),
+    Settings(128, 64, 8, 3, "engine ahead"),
+    Settings(128, 128, 8, 3, "engine"),
+    Settings(128, 128, 8, 2),
+    Settings(128, 64, 8, 4),
+    Settings(128, 64, 8, 4, "ahead"),
+    Settings(128, 64, 8, 4, "engine"),
+    Settings(64, 64, 4, 3),
+    Settings(64, 64, 4, 2, "ahead"),
+    Settings(64, 64, 4, 2, "engine ahead"),
+]
+"""All compile for sm_90 without spilling at head width 128, and none has its matrix instructions run one by one."""
 
 
 def synthetic_tokens(width: int, item_size: int) -> int:

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 
 from .epilogue import finish_rows
+from .key_tiles import key_tile, products_at
 from .logit_math import (
+    changed_logits,
     online_softmax,
     online_softmax_of_products,
-    scale_logits,
-    uniform_factor,
 )
 from .pair_rules import pair_rules, tokens_at
 from .segments import read_segment, read_tail
@@ -39,7 +39,7 @@ def forward_kernel(
     frame_q, frame_k, frame_table, frame_factors,
     pos_q, pos_k, distance_table, distance_factors,
     label_k, allow_q,
-    items, head_map, bounds, col, partial_ptr, partial_col, chunk,
+    items, head_map, bounds, col, gains, partial_ptr, partial_col, chunk,
     perm_q, k_valid, place_q, place_k, bit_words, bit_ids,
     seg0_k, seg0_v, seg0_bias, seg0_rows, seg1_k, seg1_v, seg1_bias, seg1_rows,
     k_mean, v_mean, unread, row_scale, residual,
@@ -69,6 +69,7 @@ def forward_kernel(
     SEG1: tl.constexpr, SEG1_BIAS: tl.constexpr, SEG1_ROWS: tl.constexpr,
     TAIL: tl.constexpr, AFFINE: tl.constexpr, MIX: tl.constexpr, MIX_ROWS: tl.constexpr,
     POSITIVE_SCALE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_PAIR: tl.constexpr, AHEAD: tl.constexpr, ENGINE: tl.constexpr,
 ):  # fmt: skip
     """q [B,H,Nq,D], k, v [B,Hk,Nk,D] by strides (last 1); o like q; lse fp32 [B,H,Nq] contiguous, natural logarithm.
 
@@ -76,13 +77,17 @@ def forward_kernel(
     K_ORDERED: k, v and all vectors over keys are in place order already, n_k counts places, and ``k_valid`` says how many of
     a block are live; otherwise the first n_k places are. A list entry of BLOCK_Q x BLOCK_K is read in tiles of BLOCK_M x
     BLOCK_N. SEG0, SEG1: keys per step of an extra segment, 0 = absent. UPCAST: compute in fp32 (the interpreter's bf16 is
-    wrong). POSITIVE_SCALE: the scale is known to be above zero.
+    wrong). POSITIVE_SCALE: the scale is known to be above zero. BLOCK_PAIR: keys per step of the loops that look at single
+    pairs, a divisor of BLOCK_N. AHEAD, ENGINE: see :data:`kernels.triton.settings.VARIANTS`.
     """
     RULES: tl.constexpr = FRAMES or DISTANCE or LABELS
     KINDS: tl.constexpr = 3 if RULES else 1
     BY_POSITION: tl.constexpr = ELEMENT > 0 and ELEMENT < 4
     PER_ROW: tl.constexpr = BLOCK_Q // BLOCK_M
-    PER_ENTRY: tl.constexpr = BLOCK_K // BLOCK_N
+    # Keys per step by kind: factors and masks of single pairs live in registers, so those loops take fewer at a time.
+    KEYS: tl.constexpr = (BLOCK_N, BLOCK_PAIR, BLOCK_PAIR)
+    # Keys in place order are padded with zeros to whole blocks.
+    WHOLE: tl.constexpr = (EVEN_N or K_ORDERED) and D == BLOCK_D
 
     item = tl.program_id(0)
     if LISTED:
@@ -106,12 +111,17 @@ def forward_kernel(
         q_tile = q_tile.to(tl.float32)
     k_base = k + b * k_sb + (h // group) * k_sh
     v_base = v + b * v_sb + (h // group) * v_sh
+    k_engine = tl.make_tensor_descriptor(k_base, [n_k, D], [k_sn, 1], [BLOCK_N, BLOCK_D]) if ENGINE else None
+    v_engine = tl.make_tensor_descriptor(v_base, [n_k, D], [v_sn, 1], [BLOCK_N, BLOCK_D]) if ENGINE else None
 
     factor_all = scale * LOG2E
+    unit = factor_all if POSITIVE_SCALE else 1.0
     center = tl.zeros([BLOCK_M], tl.float32)
     if CENTER:
         mean = tl.load(kbar + (b * (heads // group) + h // group) * D + dims, mask=live_dim, other=0.0)
-        center = tl.sum(q_tile.to(tl.float32) * mean[None, :], 1) * factor_all
+        center = tl.sum(q_tile.to(tl.float32) * mean[None, :], 1)
+        if not POSITIVE_SCALE:
+            center *= factor_all
     per_head_scale = 1.0
     if HEAD_SCALE:
         per_head_scale = tl.load(head_scale + h * head_scale_sh)
@@ -119,11 +129,6 @@ def forward_kernel(
     at_i = tl.load(pos_q + token, mask=live_row, other=-1).to(tl.int32) if DISTANCE else None
     allow_i = tl.load(allow_q + b * allow_sb + token, mask=live_row, other=0) if LABELS else None
     place_i = tl.load(place_q + place) if BY_POSITION else None
-    if RULES:
-        # A block's live places come first; a tile without any is not stored, whatever it reads.
-        first_token = tl.minimum(place0, n_q - 1)
-        if Q_ORDERED:
-            first_token = tl.maximum(tl.load(perm_q + place0), 0)
 
     listed = tl.zeros([], tl.int32)
     if LISTED:
@@ -136,88 +141,87 @@ def forward_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
-    # KIND is known at compile time: 0 plain, 1 uniform, 2 mixed, 3 partial.
-    for KIND in tl.static_range(0, 4):
-        if KIND == 0 or (KIND < 3 and RULES) or (KIND == 3 and ELEMENT != 0):
+    # KIND is known at compile time: 0 plain and uniform blocks, 1 mixed, 2 partial. More than one loop that is pipelined, or
+    # dependent loads in one, and the matrix instructions of sm_90 are run one by one (docs/performance.md).
+    for KIND in tl.static_range(0, 3):
+        if KIND == 0 or (KIND == 1 and RULES) or (KIND == 2 and ELEMENT != 0):
             first = tl.zeros([], tl.int32)
             last = tl.zeros([], tl.int32) + blocks_k
             if LISTED:
-                if KIND == 3:
+                if KIND == 2:
                     start = tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW)
                     first, last = start, tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW + 1)
                     before = listed
                 else:
                     start = tl.load(row_bounds)
-                    first, last = tl.load(row_bounds + KIND), tl.load(row_bounds + KIND + 1)
+                    first, last = tl.load(row_bounds + 2 * KIND), tl.load(row_bounds + (1 if KINDS == 1 else 2 + KIND))
                     before = 0
+                    uniform_from = tl.load(row_bounds + 1)
                 if SPLIT:
                     # This program's part of the row, which runs through the listed blocks and on through the partial ones.
                     size = tl.where(tile >= split_from, tl.load(chunk + list_set), NO_END)
                     first = tl.maximum(first, start + part * size - before)
                     last = tl.minimum(last, start + (part + 1) * size - before)
+            if AHEAD and KIND == 0:
+                next_s, next_col0, next_live = products_at(
+                    first * (BLOCK_K // BLOCK_N), first < last, col, q_tile, k_engine, k_base, k_sn, k_valid, n_k, dims, live_dim,
+                    BLOCK_K, BLOCK_N, LISTED, K_ORDERED, ENGINE, WHOLE, UPCAST, PRECISION,
+                )  # fmt: skip
             # Gathers per pair are not worth buffering ahead: pipelined, they fill the shared memory by themselves.
-            for step in tl.range(first * PER_ENTRY, last * PER_ENTRY, num_stages=1 if KIND == 3 or (KIND == 2 and (FRAMES or DISTANCE)) else None):
-                block = step // PER_ENTRY
-                if LISTED:
-                    block = tl.load((partial_col if KIND == 3 else col) + block).to(tl.int32)
-                inner = (step % PER_ENTRY) * BLOCK_N
-                col0 = block * BLOCK_K + inner
-                within = tl.arange(0, BLOCK_N)
+            for step in tl.range(first * (BLOCK_K // KEYS[KIND]), last * (BLOCK_K // KEYS[KIND]), num_stages=1 if KIND > 0 else None):
+                if KIND == 0 and (FRAMES or DISTANCE):
+                    # Asked for before the products, which take longer than the answer.
+                    uniform = step >= uniform_from * (BLOCK_K // BLOCK_N)
+                    gain = tl.load(gains + step // (BLOCK_K // BLOCK_N))
+                if AHEAD and KIND == 0:
+                    # The product of the next tile runs on the matrix unit while this one is exponentiated.
+                    s, col0, live = next_s, next_col0, next_live
+                    next_s, next_col0, next_live = products_at(
+                        tl.minimum(step + 1, last * (BLOCK_K // BLOCK_N) - 1), True, col, q_tile, k_engine, k_base, k_sn, k_valid, n_k, dims, live_dim,
+                        BLOCK_K, BLOCK_N, LISTED, K_ORDERED, ENGINE, WHOLE, UPCAST, PRECISION,
+                    )  # fmt: skip
+                else:
+                    s, col0, live = products_at(
+                        step, True, partial_col if KIND == 2 else col, q_tile, k_engine, k_base, k_sn, k_valid, n_k, dims, live_dim,
+                        BLOCK_K, KEYS[KIND], LISTED, K_ORDERED, ENGINE and KIND == 0, WHOLE, UPCAST, PRECISION,
+                    )  # fmt: skip
+                v_tile = key_tile(v_engine, v_base, v_sn, col0, live, dims, live_dim, KEYS[KIND], False, ENGINE and KIND == 0, WHOLE, UPCAST)
+                within = tl.arange(0, KEYS[KIND])
                 cols = col0 + within
-                live_col = inner + within < tl.load(k_valid + block) if K_ORDERED else cols < n_k
-                k_ptrs = k_base + tl.cast(col0, tl.int64) * k_sn + within[None, :] * k_sn + dims[:, None]
-                v_ptrs = v_base + tl.cast(col0, tl.int64) * v_sn + within[:, None] * v_sn + dims[None, :]
-                # Keys in place order are padded with zeros to whole blocks.
-                if (EVEN_N or K_ORDERED) and D == BLOCK_D:
-                    k_tile = tl.load(k_ptrs)
-                    v_tile = tl.load(v_ptrs)
-                else:
-                    k_tile = tl.load(k_ptrs, mask=live_dim[:, None] & live_col[None, :], other=0.0)
-                    v_tile = tl.load(v_ptrs, mask=live_col[:, None] & live_dim[None, :], other=0.0)
-                if UPCAST:
-                    k_tile = k_tile.to(tl.float32)
-                    v_tile = v_tile.to(tl.float32)
+                live_col = within < live
 
-                s = tl.dot(q_tile, k_tile, input_precision=PRECISION)
-                if KIND == 0 and POSITIVE_SCALE and not (CENTER or HEAD_SCALE or BIAS):
-                    if not EVEN_N:
-                        s = tl.where(live_col[None, :], s, float("-inf"))
-                    p, m, total, acc = online_softmax_of_products(s, factor_all, m, total, acc)
-                else:
+                # Up to the softmax, logits are in units of ``unit``: what has no rules is not even scaled before.
+                if not POSITIVE_SCALE:
                     s *= factor_all
-                    if CENTER:
-                        s -= center[:, None]
-                    if HEAD_SCALE:
-                        s *= per_head_scale
-                    if KIND == 1:
-                        factor = uniform_factor(
-                            first_token, tl.minimum(col0, n_k - 1), frame_q, frame_k, frame_table, frame_factors, frames_q, frames_k,
-                            pos_q, pos_k, distance_table, distance_factors, distances, FRAMES, DISTANCE,
-                        )  # fmt: skip
-                        s = scale_logits(s, factor, POSITIVE_ONLY)
-                    if KIND >= 2:
-                        mask_id = tl.load(bit_ids + step // PER_ENTRY) if KIND == 3 and ELEMENT == 4 else None
-                        factors, inside = pair_rules(
-                            frame_i, tl.load(frame_k + cols, mask=live_col, other=-1).to(tl.int32) if FRAMES else None,
-                            at_i, tl.load(pos_k + cols, mask=live_col, other=-1).to(tl.int32) if DISTANCE else None,
-                            allow_i, tl.load(label_k + b * label_sb + cols, mask=live_col, other=0).to(tl.int64) if LABELS else None,
-                            place_i, tl.load(place_k + cols) if BY_POSITION else None,
-                            place % BLOCK_Q, inner + within, mask_id,
-                            frame_table, frame_factors, frames_q, frames_k, distance_table, distance_factors, distances,
-                            bit_words, grid_y, grid_x, radius2, frame_scale, lo, hi,
-                            FRAMES, DISTANCE, LABELS, ELEMENT if KIND == 3 else 0, INVERTED, BLOCK_Q, BLOCK_K,
-                        )  # fmt: skip
-                        if FRAMES or DISTANCE:
-                            # The factors multiply first and the sign is tested once: order matters where a factor is negative.
-                            s = scale_logits(s, factors, POSITIVE_ONLY)
-                        s = tl.where(inside, s, float("-inf"))
-                    if BIAS:
-                        bias = tl.load(key_bias + b * bias_sb + h * bias_sh + cols.to(tl.int64) * bias_sn, mask=live_col, other=0.0)
-                        s += bias[None, :] * LOG2E
-                    if not EVEN_N:
-                        # Dead keys would otherwise count with logit 0.
-                        s = tl.where(live_col[None, :], s, float("-inf"))
-                    p, m, total, acc = online_softmax(s, m, total, acc)
+                if HEAD_SCALE:
+                    s = changed_logits(s, center, per_head_scale, CENTER, False)
+                if KIND == 0 and (FRAMES or DISTANCE):  # noqa: SIM102 -- ``uniform`` does not exist in the other loops
+                    if uniform:
+                        s = changed_logits(s, center, gain, CENTER, POSITIVE_ONLY)
+                if KIND > 0:
+                    mask_id = tl.load(bit_ids + step // (BLOCK_K // KEYS[KIND])) if KIND == 2 and ELEMENT == 4 else None
+                    factors, inside = pair_rules(
+                        frame_i, tl.load(frame_k + cols, mask=live_col, other=-1).to(tl.int32) if FRAMES else None,
+                        at_i, tl.load(pos_k + cols, mask=live_col, other=-1).to(tl.int32) if DISTANCE else None,
+                        allow_i, tl.load(label_k + b * label_sb + cols, mask=live_col, other=0).to(tl.int64) if LABELS else None,
+                        place_i, tl.load(place_k + cols) if BY_POSITION else None,
+                        place % BLOCK_Q, cols % BLOCK_K, mask_id,
+                        frame_table, frame_factors, frames_q, frames_k, distance_table, distance_factors, distances,
+                        bit_words, grid_y, grid_x, radius2, frame_scale, lo, hi,
+                        FRAMES, DISTANCE, LABELS, ELEMENT if KIND == 2 else 0, INVERTED, BLOCK_Q, BLOCK_K,
+                    )  # fmt: skip
+                    if FRAMES or DISTANCE:
+                        # The factors multiply first and the sign is tested once: order matters where a factor is negative.
+                        s = changed_logits(s, center, factors, CENTER, POSITIVE_ONLY)
+                    s = tl.where(inside, s, float("-inf"))
+                if not EVEN_N and live < KEYS[KIND]:
+                    # Dead keys would count with logit 0. Few tiles have any, and the others skip this.
+                    s = tl.where(live_col[None, :], s, float("-inf"))
+                if BIAS:
+                    bias = tl.load(key_bias + b * bias_sb + h * bias_sh + cols.to(tl.int64) * bias_sn, mask=live_col, other=0.0)
+                    p, m, total, acc = online_softmax(s * unit + bias[None, :] * LOG2E, m, total, acc)
+                else:
+                    p, m, total, acc = online_softmax_of_products(s, unit, m, total, acc)
                 acc += tl.dot(p.to(v_tile.dtype), v_tile, input_precision=PRECISION)
 
     # What stands beside the main keys is read once, by the first part of a row.
@@ -225,14 +229,14 @@ def forward_kernel(
     if SEG0 > 0:
         base = b * seg0_sb + (h // seg0_group) * seg0_n * D
         m, total, acc = read_segment(
-            q_tile, factor_all, center, m, total, acc,
+            q_tile, factor_all, m, total, acc,
             seg0_k + base, seg0_v + base, seg0_bias + b * seg0_bias_sb + h * seg0_bias_sh if SEG0_BIAS else None, seg0_rows,
             seg0_n * alone, token, live_row, dims, live_dim, D, SEG0, SEG0_BIAS, SEG0_ROWS, UPCAST, PRECISION,
         )  # fmt: skip
     if SEG1 > 0:
         base = b * seg1_sb + (h // seg1_group) * seg1_n * D
         m, total, acc = read_segment(
-            q_tile, factor_all, center, m, total, acc,
+            q_tile, factor_all, m, total, acc,
             seg1_k + base, seg1_v + base, seg1_bias + b * seg1_bias_sb + h * seg1_bias_sh if SEG1_BIAS else None, seg1_rows,
             seg1_n * alone, token, live_row, dims, live_dim, D, SEG1, SEG1_BIAS, SEG1_ROWS, UPCAST, PRECISION,
         )  # fmt: skip
@@ -246,8 +250,7 @@ def forward_kernel(
     seen = total > 0
     divisor = tl.where(seen, total, 1.0)
     out = acc / divisor[:, None]
-    # The centre was taken out of every logit of the row: it goes back here, or merging with other keys would be wrong.
-    row_lse = tl.where(seen, m * LN2 + tl.math.log2(divisor) * LN2 + center * LN2, float("-inf"))
+    row_lse = tl.where(seen, (m + tl.math.log2(divisor)) * LN2, float("-inf"))
     if SPLIT:
         if tile >= split_from:
             split_rows = (tiles_q - split_from) * BLOCK_M

@@ -61,7 +61,8 @@ def int8_forward(
     """
     from .int8 import int8_forward_kernel
 
-    s = Settings(*settings)
+    block_m, block_n, warps, stages = settings
+    s = Settings(block_m, block_n, warps, stages)
     batch, heads, n_q, width = q.shape
     group = heads // k.shape[1]
     (perm_q, valid_q), (perm_k, valid_k) = order_q, order_k

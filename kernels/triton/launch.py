@@ -6,13 +6,13 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
 from .arguments import Numbers, Scalars, Tensors
-from .settings import Settings, is_shipped, padded_width, precision, settings, smallest
+from .settings import MOST_PAIRED, VARIANTS, Settings, is_shipped, padded_width, precision, settings, smallest
 from .tuning import on_trial, tuned, tuning_key
 
 
@@ -46,7 +46,7 @@ def choose(q: Tensor, flags: Iterable[str], careful: bool, blocks: tuple[int, in
     s = smallest(size) if careful else on_trial()
     if s is None and not is_shipped(arch):
         s = tuned(tuning_key("forward", arch, padded_width(width), size, *blocks, flags), q.device)
-    return settings(arch, width, size, flags, *blocks) if s is None else s.within(*blocks)
+    return settings(arch, width, size, flags, *blocks) if s is None else s.within(*blocks).on(arch)
 
 
 def out_like(q: Tensor, tokens_first: bool) -> Tensor:
@@ -79,6 +79,7 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: S
     with on_device(q):
         if t.perm_k is not None or n.tail:
             k, v, k_mean, v_mean = place_keys(k, v, t.perm_k, n.blocks_k, n.block_k, pool=bool(n.tail))
+        n = _engine_or_not(n, k, v)
         forward_kernel[(programs,)](
             q, k, v, o, lse,
             **{name: getattr(t, name) for name in _KERNEL_TENSORS},
@@ -116,7 +117,22 @@ def constants(t: Tensors, n: Numbers, width: int, how: str, *, positive_scale: b
         "SEG1": _segment_step(t.seg1_k, n), "SEG1_BIAS": t.seg1_bias is not None, "SEG1_ROWS": t.seg1_rows is not None,
         "TAIL": bool(n.tail), "AFFINE": t.residual is not None, "MIX": n.mix, "MIX_ROWS": t.mix_rows is not None,
         "POSITIVE_SCALE": positive_scale, "UPCAST": upcast, "PRECISION": how,
+        "BLOCK_PAIR": min(n.block_n, MOST_PAIRED), "AHEAD": "ahead" in VARIANTS[n.variant], "ENGINE": "engine" in VARIANTS[n.variant],
     }  # fmt: skip
+
+
+def _engine_or_not(n: Numbers, k: Tensor, v: Tensor) -> Numbers:
+    """``n`` with the copy engine only where it can read k and v: it wants rows and heads to begin at multiples of 16 bytes."""
+    if "engine" not in VARIANTS[n.variant]:
+        return n
+    if any(x.data_ptr() % 16 or any(s * x.element_size() % 16 for s in x.stride()[:3]) for x in (k, v)):
+        return replace(n, variant=VARIANTS.index("ahead" if "ahead" in VARIANTS[n.variant] else "plain"))
+    if not interpreted():
+        import triton
+
+        # Descriptors are made in the kernel and lie in device memory that the caller provides.
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=k.device))
+    return n
 
 
 def place_keys(k: Tensor, v: Tensor, perm: Tensor | None, blocks: int, block: int, *, pool: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

@@ -24,32 +24,20 @@ def distance_classes(pos_i, pos_j, classes, length):
 
 
 @triton.jit
-def uniform_factor(
-    at_i, at_j, frame_q, frame_k, frame_table, frame_factors, frames_q, frames_k,
-    pos_q, pos_k, distance_table, distance_factors, distances,
-    FRAMES: tl.constexpr, DISTANCE: tl.constexpr,
-):  # fmt: skip
-    """The one factor of a uniform tile, from its first query ``at_i`` and its first key ``at_j``."""
-    factor = 1.0
-    if FRAMES:
-        i, j = tl.load(frame_q + at_i).to(tl.int32), tl.load(frame_k + at_j).to(tl.int32)
-        inside = (i >= 0) & (j >= 0)
-        i, j = tl.minimum(tl.maximum(i, 0), frames_q - 1), tl.minimum(tl.maximum(j, 0), frames_k - 1)
-        factor *= tl.load(frame_factors + tl.load(frame_table + i * frames_k + j, mask=inside, other=0).to(tl.int32))
-    if DISTANCE:
-        i, j = tl.load(pos_q + at_i).to(tl.int32), tl.load(pos_k + at_j).to(tl.int32)
-        apart = tl.minimum(tl.abs(i - j), distances - 1)
-        factor *= tl.load(distance_factors + tl.load(distance_table + apart, mask=(i >= 0) & (j >= 0), other=0).to(tl.int32))
-    return factor
+def changed_logits(s, center, factor, CENTER: tl.constexpr, POSITIVE_ONLY: tl.constexpr):
+    """c + factor * (s - c) for logits s [M, N], or only where s lies above c; c is ``center`` [M] if CENTER, else 0.
 
-
-@triton.jit
-def scale_logits(s, factor, POSITIVE_ONLY: tl.constexpr):
-    """factor * s, or only where s is positive: multiplying a negative logit by a factor below one would raise it."""
-    changed = s * factor
+    A logit below c keeps its value under POSITIVE_ONLY: multiplied by a factor below one it would rise. What lies above c is
+    taken times (factor - 1) and added, so that nothing is compared and chosen pair by pair.
+    """
+    apart = s - center[:, None] if CENTER else s
     if POSITIVE_ONLY:
-        changed = tl.where(s > 0, changed, s)
-    return changed
+        out = s + tl.maximum(apart, 0.0) * (factor - 1.0)
+    elif CENTER:
+        out = apart * factor + center[:, None]
+    else:
+        out = s * factor
+    return out
 
 
 @triton.jit

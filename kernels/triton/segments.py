@@ -12,7 +12,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def read_segment(
-    q_tile, factor, center, m, total, acc,
+    q_tile, factor, m, total, acc,
     k, v, bias, rows, length, token, live_row,
     dims, live_dim,
     D: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
@@ -31,7 +31,7 @@ def read_segment(
         v_tile = tl.load(v + cols[:, None] * D + dims[None, :], mask=live[:, None] & live_dim[None, :], other=0.0)
         if UPCAST:
             k_tile, v_tile = k_tile.to(tl.float32), v_tile.to(tl.float32)
-        s = tl.dot(q_tile, k_tile, input_precision=PRECISION) * factor - center[:, None]
+        s = tl.dot(q_tile, k_tile, input_precision=PRECISION) * factor
         if BIAS:
             s += tl.load(bias + cols, mask=live, other=0.0)[None, :] * LOG2E
         s = tl.where(live[None, :], s, float("-inf"))

@@ -17,21 +17,42 @@ FLAGS = ("bias", "modulation", "partial", "segments", "tail")
 """What a call may have beside its block lists: key bias; tables or labels; an element test; extra segments; a pooled tail."""
 PER_PAIR = frozenset({"modulation", "partial"})
 """Flags that look at single pairs, which takes registers."""
+MOST_PAIRED = 64
+"""Most keys per step of the loops that look at single pairs; the other loops of the same kernel take the tile's."""
+VARIANTS = ("plain", "ahead", "engine", "engine ahead")
+"""Ways to run the inner loops, all with the same result to the bit or nearly so (the order of additions is the same).
+
+ahead: the product of the next tile is begun before the softmax of this one, so that matrix unit and exponentials overlap within
+a warp; takes registers for one more tile of logits. engine: tiles of K and V come by the copy engine of NVIDIA architectures
+from 9.0 on (tensor descriptors) instead of by addresses each thread works out.
+"""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Tile of ``block_m`` queries x ``block_n`` keys, warps per program, depth of the load pipeline."""
+    """Tile of ``block_m`` queries x ``block_n`` keys, warps per program, depth of the load pipeline, way of :data:`VARIANTS`."""
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    variant: str = "plain"
 
     def within(self, block_q: int, block_k: int) -> Settings:
         """The same with a tile that fits the blocks of a plan."""
         warps = self.warps if block_q >= self.block_m else min(self.warps, 4)
-        return Settings(min(self.block_m, block_q), min(self.block_n, block_k), warps, self.stages)
+        return replace(self, block_m=min(self.block_m, block_q), block_n=min(self.block_n, block_k), warps=warps)
+
+    def on(self, arch: str) -> Settings:
+        """The same without what ``arch`` does not have."""
+        if "engine" not in self.variant or has_engine(arch):
+            return self
+        return replace(self, variant="ahead" if "ahead" in self.variant else "plain")
+
+
+def has_engine(arch: str) -> bool:
+    """Whether tiles can come by the copy engine; the interpreter stands in for it."""
+    return arch == "interpreted" or (arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 90)
 
 
 INTERPRETED = Settings(64, 64, 4, 1)
@@ -41,7 +62,8 @@ _HALF = {
     "sm_80": {32: (128, 64, 4, 3), 64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 4, 2)},
     # 99 KiB of shared memory per block: a shallower pipeline and narrower wide heads.
     "sm_86": {32: (128, 64, 4, 3), 64: (128, 64, 4, 3), 128: (128, 32, 4, 2), 256: (64, 32, 4, 1)},
-    "sm_90": {32: (128, 128, 8, 3), 64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)},
+    # Three stages: with two, a tile is asked for where it is needed, and nothing hides the way from the cache.
+    "sm_90": {32: (128, 128, 8, 3), 64: (128, 128, 8, 3), 128: (128, 128, 8, 3), 256: (128, 64, 8, 2)},
     "sm_100": {32: (128, 128, 8, 3), 64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)},
     "gfx942": {32: (128, 64, 4, 1), 64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)},
     # 32 lanes and 64 KiB: a warp holds half of what one of gfx942 does.
@@ -57,6 +79,9 @@ _HALF_64 = {
     "gfx942": {32: (64, 64, 4, 1), 64: (64, 64, 4, 1), 128: (64, 64, 4, 1), 256: (64, 32, 4, 1)},
     "gfx1100": {32: (64, 32, 4, 1), 64: (64, 32, 4, 1), 128: (64, 32, 4, 1), 256: (64, 16, 8, 1)},
 }
+_PAIRS_AHEAD = ("sm_90",)
+"""Where tiles with rules for pairs leave too few registers: the compiler then waits after every matrix instruction, unless the
+logits it works on are those of the tile before (docs/performance.md, waits)."""
 # fp32: twice the bytes and three products for one, so small tiles.
 _FULL = {32: (64, 64, 4, 2), 64: (64, 32, 4, 2), 128: (32, 32, 4, 1), 256: (32, 16, 4, 1)}
 # No matrix unit there: plain products, and operands in registers.
@@ -97,7 +122,9 @@ def settings(arch: str, width: int, item_size: int, flags: Iterable[str] = (), b
     s = Settings(*(_HALF if block_q > 64 else _HALF_64)[row][block_d])
     if PER_PAIR & frozenset(flags):
         # Factors, masks and positions of a tile of pairs: more warps share it.
-        s = replace(s, block_n=min(s.block_n, 64), warps=8 if s.block_m > 64 or block_d > 64 else s.warps)
+        s = replace(s, block_n=min(s.block_n, MOST_PAIRED), warps=8 if s.block_m > 64 or block_d > 64 else s.warps)
+        if row in _PAIRS_AHEAD and s.block_m > 64 and block_d <= 128:
+            s = replace(s, variant="ahead")
     return s.within(block_q, block_k) if block_q > 64 else replace(s, block_m=min(s.block_m, block_q), block_n=min(s.block_n, block_k))
 
 

@@ -21,14 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import astuple
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .settings import Settings
+from .settings import VARIANTS, Settings
 
 MOST_CANDIDATES = 12
 MOST_SECONDS = 3.0
@@ -151,7 +150,7 @@ def remember(key: str, settings: Settings, device: torch.device) -> None:
         path = _file(device)
         if path is None:
             return
-        text = json.dumps({"machine": machine(device), "settings": {k: astuple(s) for k, s in sorted(table.items())}}, indent=1)
+        text = json.dumps({"machine": machine(device), "settings": {k: _as_list(s) for k, s in sorted(table.items())}}, indent=1)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Another process may read at any time: it finds the old file or the new one.
@@ -189,11 +188,23 @@ def _read(path: Path | None, device: torch.device) -> dict[str, Settings]:
 
 def _checked(numbers: Any) -> Settings:
     """Settings from a file; ValueError for anything a kernel could not be launched with."""
-    block_m, block_n, warps, stages = numbers
+    block_m, block_n, warps, stages, *way = numbers
     sizes = (block_m, block_n, warps)
-    if not all(isinstance(n, int) for n in numbers) or any(n < 1 or n & (n - 1) for n in sizes) or max(sizes[:2]) > 256 or warps > 32 or not 1 <= stages <= 8:
+    if (
+        way not in ([], *([v] for v in VARIANTS))
+        or not all(isinstance(n, int) for n in numbers[:4])
+        or any(n < 1 or n & (n - 1) for n in sizes)
+        or max(sizes[:2]) > 256
+        or warps > 32
+        or not 1 <= stages <= 8
+    ):
         raise ValueError(f"{numbers} are no launch settings")
-    return Settings(block_m, block_n, warps, stages)
+    return Settings(block_m, block_n, warps, stages, *way)
+
+
+def _as_list(s: Settings) -> list[int | str]:
+    """As in a file: the variant only where it is not the plain one."""
+    return [s.block_m, s.block_n, s.warps, s.stages, *([] if s.variant == "plain" else [s.variant])]
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------

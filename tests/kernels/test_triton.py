@@ -3,7 +3,7 @@
 import pytest
 import torch
 from attention_loom.kernels import AttentionPlan, Modulation, Window, attend, by_frame, from_bool
-from attention_loom.kernels.triton import arguments, launch, op, settings
+from attention_loom.kernels.triton import arguments, launch, op, settings, tuning
 from kernel_cases import CASES, DEVICE, Shape, assert_close, frame_table, key_bias, labels, segment, tensors
 
 
@@ -60,6 +60,45 @@ def test_smallest_settings_give_the_same_answer():
     plan = case.build(Shape(n_q=65, width=40), torch.float32)
     a, b = (op.run(q, k, v, plan, 0.15, tokens_first=False, careful=c)[0] for c in (False, True))
     assert_close("o", b, a, 2e-6)
+
+
+@pytest.mark.parametrize("variant", settings.VARIANTS[1:])
+@pytest.mark.parametrize("name", ["plain", "ragged", "frames-text", "labels-and-bias"])
+def test_every_way_to_run_the_loops_gives_the_same(name, variant):
+    s = Shape(n_q=79, width=40)
+    q, k, v = tensors(s)
+    order = by_frame(79, 32, (2, 5, 7), 9, DEVICE)
+    some = torch.rand(2, order.blocks, order.blocks, generator=torch.Generator().manual_seed(3)) < 0.5
+    some[0, 1] = False  # a row that reads nothing
+    some = some.to(DEVICE)
+    plan = {
+        "plain": AttentionPlan(),
+        "ragged": AttentionPlan(blocks=from_bool(some, order, order, partial=~some & some.roll(1, -1), test=Window(2.5)), extra_kv=(segment(s, q.dtype),)),
+        "frames-text": AttentionPlan(modulation=Modulation(frames=frame_table(s, text=9), positive_only=True, center_keys=True)),
+        "labels-and-bias": AttentionPlan(labels=labels(s), key_bias=key_bias(s)),
+    }[name]
+    outs = []
+    for way in ("plain", variant):
+        with tuning.trial(settings.Settings(32, 32, 4, 1, way)):
+            outs.append(attend(q, k, v, plan, backend="triton", return_lse=True))
+    for a, b in zip(*outs, strict=True):
+        # The interpreter multiplies what the copy engine brings in another memory layout, and numpy then adds in another order.
+        assert torch.equal(a, b) if variant == "ahead" else torch.allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_the_copy_engine_is_left_out_where_it_cannot_read(monkeypatch):
+    used = []
+    inner = launch.constants
+    monkeypatch.setattr(launch, "constants", lambda t, n, *a, **more: used.append(settings.VARIANTS[n.variant]) or inner(t, n, *a, **more))
+    q, k, v = tensors(Shape(n_q=65, width=32))
+    off = torch.empty(k.numel() + 1, dtype=k.dtype)[1:].view(k.shape).copy_(k)  # rows begin beside the multiples of 16 bytes
+    for keys in (k, off):
+        with tuning.trial(settings.Settings(32, 32, 4, 1, "engine ahead")):
+            attend(q, keys, v, AttentionPlan(), backend="triton")
+    assert used == ["engine ahead", "ahead"]
+    assert settings.Settings(64, 64, 4, 2, "engine").on("sm_89") == settings.Settings(64, 64, 4, 2)
+    assert settings.Settings(64, 64, 4, 2, "engine ahead").on("gfx942").variant == "ahead"
+    assert settings.Settings(64, 64, 4, 2, "engine").on("sm_120").variant == "engine"
 
 
 @pytest.mark.parametrize("arch", [*settings.ARCHITECTURES, "interpreted", "sm_999", "gfx90a", "gfx1250"])
