@@ -33,7 +33,7 @@ from .shapes import SHAPES, TINY, Shape
 
 BACKWARD = 2.5
 """Arithmetic of the backward pass over that of the forward one: five products for two."""
-BACKWARD_CASES = {("random", 0.25), ("random", 0.1), ("topk", 0.25), ("topk", 0.1)}
+BACKWARD_CASES = frozenset({("random", 0.25), ("random", 0.1), ("topk", 0.25), ("topk", 0.1)})
 NO_GPU = "not measured: no CUDA GPU"
 
 
@@ -52,6 +52,7 @@ class Run:
     sparse: tuple[Impl, ...] = field(default_factory=lambda: (*our_impls(), *rivals()))
     until: float = float("inf")
     captured: Path | None = None
+    backward: frozenset[tuple[str, float]] = BACKWARD_CASES
 
     @property
     def over(self) -> bool:
@@ -62,6 +63,19 @@ class Run:
     def processors(self) -> int:
         """How many rows of blocks are worked on at a time."""
         return torch.cuda.get_device_properties(0).multi_processor_count if self.device == "cuda" else 16
+
+    def known(self, impl: str, case: Case, backward: bool) -> bool:
+        """Whether an earlier sitting has measured this, or found that it does not run."""
+        if f"{impl}: {_label(case, backward)}" in self.results.absent:
+            return True
+        named = (f"{impl}: backward" if backward else impl, case.shape.name, case.pattern)
+        rows = zip(self.results.rows, self.results.details, strict=True)
+        return any((r.impl, r.shape, r.pattern) == named and d.get("wanted_density") == case.density for r, d in rows)
+
+    def dense_times(self, shape: Shape, backward: bool) -> list[float]:
+        """Milliseconds of dense attention by others, of an earlier sitting."""
+        wanted = {f"{i.name}: backward" if backward else i.name for i in self.dense}
+        return [r.ms for r in self.results.rows if r.shape == shape.name and r.pattern == "dense" and r.impl in wanted and r.ms is not None]
 
 
 @dataclass
@@ -82,6 +96,7 @@ class Measured:
     ms: float | None = None
     p90_ms: float | None = None
     peak_mb: float | None = None
+    calls: int | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,7 +176,7 @@ def _measure_shape(run: Run, shape: Shape) -> None:
     best: dict[bool, float] = {}
     for backward in (False, True):
         found = [m for impl in (*run.dense, our_dense()) if (m := _try(run, impl, whole, backward, rows))]
-        times = [m.ms for m in found if m.ms is not None and not m.impl.ours]
+        times = [m.ms for m in found if m.ms is not None and not m.impl.ours] + run.dense_times(shape, backward)
         if times:
             best[backward] = min(times)
         for m in found:  # written once the best is known
@@ -170,7 +185,7 @@ def _measure_shape(run: Run, shape: Shape) -> None:
         assert case.mask is not None
         truth.masked = exact_rows(q, k, v, rows, case.scale, case.mask.plan)
         for backward in (False, True):
-            if backward and (case.pattern, case.density) not in BACKWARD_CASES:
+            if backward and (case.pattern, case.density) not in run.backward:
                 continue
             for impl in run.sparse:
                 if m := _try(run, impl, case, backward, rows):
@@ -199,7 +214,9 @@ def _try(run: Run, impl: Impl, case: Case, backward: bool, rows: Tensor) -> Meas
     """One implementation on one case; None, with the reason kept, where it does not run."""
     if run.over or (backward and not impl.backward):
         return None
-    label = f"{case.shape.name} {case.pattern} {case.density:g}{' backward' if backward else ''}"
+    label = _label(case, backward)
+    if run.known(impl.name, case, backward):
+        return None
     try:
         call = _gradient(impl, case) if backward else impl.prepare(case)
         out = call()
@@ -209,7 +226,7 @@ def _try(run: Run, impl: Impl, case: Case, backward: bool, rows: Tensor) -> Meas
             return Measured(impl, sample)
         peak = peak_megabytes(call)
         timing = milliseconds(call, run.protocol)
-        return Measured(impl, sample, timing.median, timing.p90, peak)
+        return Measured(impl, sample, timing.median, timing.p90, peak, timing.calls)
     except Unfit as reason:
         run.results.without(impl.name, label, str(reason))
     except torch.OutOfMemoryError:
@@ -220,6 +237,11 @@ def _try(run: Run, impl: Impl, case: Case, backward: bool, rows: Tensor) -> Meas
         run.results.without(impl.name, label, f"{type(error).__name__}: {text}")
     print(f"{label}: {impl.name}: {run.results.absent[f'{impl.name}: {label}']}", flush=True)
     return None
+
+
+def _label(case: Case, backward: bool) -> str:
+    """A case as the list of what was not measured names it."""
+    return f"{case.shape.name} {case.pattern} {case.density:g}{' backward' if backward else ''}"
 
 
 def _gradient(impl: Impl, case: Case) -> Call:
@@ -252,7 +274,7 @@ def _keep(run: Run, m: Measured, case: Case, dense_ms: float | None, truth: Trut
     )
     judged = m.sample is not None and mask is not None and m.impl.same_mask
     error = relative_l2(m.sample, truth.masked) if judged else None  # type: ignore[arg-type]
-    run.results.add(row, p90_ms=m.p90_ms, wanted_density=case.density, same_mask_rel_l2=error)
+    run.results.add(row, p90_ms=m.p90_ms, calls=m.calls, wanted_density=case.density, same_mask_rel_l2=error)
     print(_line(row, error), flush=True)
 
 

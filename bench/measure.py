@@ -20,25 +20,46 @@ SAMPLED = 128
 
 @dataclass(frozen=True)
 class Protocol:
-    """Calls before timing and calls timed. The full protocol is that of ``specs``: sparse backend §18."""
+    """Calls before timing and calls timed. The full protocol is that of ``specs``: sparse backend §18.
+
+    seconds: about how long one measurement may take; long calls are repeated less often for it, :data:`LEAST_TIMED` at least.
+    """
 
     warm: int = 25
     timed: int = 100
+    seconds: float = float("inf")
+
+    def fitting(self, ms: float) -> Protocol:
+        """The same for calls of ``ms`` milliseconds: a fifth of the time warms up."""
+        calls = min(self.warm + self.timed, int(self.seconds * 1e3 / max(ms, 1e-3)) if self.seconds < float("inf") else self.warm + self.timed)
+        return Protocol(min(self.warm, calls // 5), max(LEAST_TIMED, min(self.timed, calls - calls // 5)), self.seconds)
 
 
+LEAST_TIMED = 5
 FULL, QUICK = Protocol(), Protocol(5, 20)
+SHORT = Protocol(25, 100, 2.0)
+"""Where the machine is lent for minutes: the full protocol for calls up to 16 ms, fewer repeats for longer ones."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: median and 90th percentile of the timed calls."""
+    """Milliseconds: median and 90th percentile of the timed calls, and how many there were."""
 
     median: float
     p90: float
+    calls: int
 
 
 def milliseconds(call: Callable[[], object], protocol: Protocol) -> Timing:
     """Device time of ``call`` by events around each of the timed calls."""
+    if protocol.seconds < float("inf"):
+        call()  # compiles, if nobody has called it yet
+        once = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        once[0].record()
+        call()
+        once[1].record()
+        torch.cuda.synchronize()
+        protocol = protocol.fitting(once[0].elapsed_time(once[1]))
     for _ in range(protocol.warm):
         call()
     marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(protocol.timed)]
@@ -49,7 +70,7 @@ def milliseconds(call: Callable[[], object], protocol: Protocol) -> Timing:
         end.record()
     torch.cuda.synchronize()
     times = sorted(start.elapsed_time(end) for start, end in marks)
-    return Timing(times[len(times) // 2], times[min(len(times) - 1, int(0.9 * len(times)))])
+    return Timing(times[len(times) // 2], times[min(len(times) - 1, int(0.9 * len(times)))], len(times))
 
 
 def peak_megabytes(call: Callable[[], object]) -> float:

@@ -2,22 +2,26 @@
 
 python -m attention_loom.bench.report bench/results/NAME.json                     print the table
 python -m attention_loom.bench.report bench/results/NAME.json --plot PICTURE.png  and draw speed against density
-python -m attention_loom.bench.report bench/results/NAME.json --write             put both into docs/performance.md
+python -m attention_loom.bench.report bench/results/NAME.json --write             put both into docs/performance.md,
+                                                                                  and the file into bench/results
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from .goals import verdicts
 from .provenance import ROOT, kernels_sha256
 from .results import COLUMNS
 from .shapes import SHAPES, TINY
 
 PAGE = ROOT / "docs" / "performance.md"
+KEPT = ROOT / "bench" / "results"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
 BEGIN, END = "<!-- results: written by bench/report.py -->", "<!-- end of results -->"
 FORMATS = {
@@ -40,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     document = json.loads(args.file.read_text(encoding="utf8"))
     text = section(document)
     if args.write:
+        keep(args.file, document, KEPT)
         plot(document, PICTURE)
         write(text + f"\n\n![Speed-up over the best dense attention against the share of pairs computed](images/{PICTURE.name})", PAGE)
     else:
@@ -56,9 +61,60 @@ def section(document: dict[str, Any]) -> str:
     titles = {s.name: s.title for s in (*SHAPES, *TINY)}
     for shape in dict.fromkeys(row["shape"] for row in document["rows"]):
         lines += ["", f"**{titles.get(shape, shape)}** (`{shape}`)", "", *table([r for r in document["rows"] if r["shape"] == shape])]
+    lines += [line for part in (_goals, _models, _decay, _overhead, _settings) for line in part(document)]
     if document.get("absent"):
         lines += ["", "Not measured:", "", *(f"- {name}: {reason}" for name, reason in document["absent"].items())]
     return "\n".join(lines)
+
+
+def _goals(document: dict[str, Any]) -> list[str]:
+    found = verdicts(document)
+    if not document.get("stages") or all(v.met is None for v in found):
+        return []
+    lines = ["", "**Goals**", "", "| goal | case | wanted | found | |", "|---|---|---:|---:|---|"]
+    for v in found:
+        wanted, form = f"{'at most' if v.at_most else 'at least'} {v.wanted:.3g}", "" if v.found is None else f"{v.found:.3g}"
+        lines.append(f"| {v.goal} | {v.case} | {wanted} | {form} | {'not measured' if v.met is None else 'met' if v.met else 'missed'} |")
+    return lines
+
+
+def _models(document: dict[str, Any]) -> list[str]:
+    columns = {
+        "model": "", "arm": "", "density": ".3f", "step_s": ".3f", "attention_s": ".3f", "attention_share": ".2f", "attention_speedup": ".2f", "speedup": ".2f",
+        "predicted": ".2f", "peak_gb": ".1f",
+    }  # fmt: skip
+    heads = ["model", "attention", "density", "s per step", "s in attention", "share of stock", "attention faster", "step faster", "predicted", "peak GiB"]
+    return _plain("One step of whole models (random weights)", document, "models", columns, heads)
+
+
+def _decay(document: dict[str, Any]) -> list[str]:
+    heads = ["call", "tokens", "way", "heads", "ms", "peak MB", "rel. L2 to ours"]
+    columns = {"shape": "", "tokens": "", "way": "", "heads": "", "ms": ".2f", "peak_mb": ".0f", "rel_l2_to_loom": ".1e"}
+    return _plain("UltraViCo's decay beyond the trained length, one call", document, "decay", columns, heads)
+
+
+def _overhead(document: dict[str, Any]) -> list[str]:
+    columns = {"shape": "", "tokens": "", "density": ".3f", "call_ms": ".3f", "lists_ms": ".3f", "permutation_ms": ".3f", "share": ".3f"}
+    return _plain("Lists and permutation", document, "overhead", columns, ["call", "tokens", "density", "whole call ms", "lists ms", "permutation ms", "share"])
+
+
+def _settings(document: dict[str, Any]) -> list[str]:
+    columns = {"case": "", "density": ".2f", "settings": "", "shipped": "", "ms": ".3f", "rel_l2_to_shipped": ".1e"}
+    return _plain("Launch settings", document, "settings", columns, ["case", "density", "tile, warps, stages, variant", "shipped", "ms", "rel. L2 to shipped"])
+
+
+def _plain(title: str, document: dict[str, Any], name: str, columns: dict[str, str], heads: list[str]) -> list[str]:
+    """A table of another kind; what failed stands below with its reason."""
+    rows = document.get("tables", {}).get(name)
+    if not rows:
+        return []
+    words = {c for c, form in columns.items() if not form}
+    lines = ["", f"**{title}**", "", "| " + " | ".join(heads) + " |", "|" + "|".join("---" if c in words else "---:" for c in columns) + "|"]
+    for row in rows:
+        cells = ["" if row.get(c) is None else _cell(row[c], form or None) for c, form in columns.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    failed = [f"- {row['name']}: {row['failed']}" for row in rows if "failed" in row]
+    return [*lines, "", *failed] if failed else lines
 
 
 def freshness(document: dict[str, Any]) -> str:
@@ -80,6 +136,15 @@ def _cell(value: Any, form: str | None) -> str:
     if value is None:
         return "not measured" if form == FORMATS["ms"] else ""
     return format(value, form) if form else str(value)
+
+
+def keep(file: Path, document: dict[str, Any], folder: Path) -> Path:
+    """Copy a result file into ``folder`` under its name, ``<device>-<date>.json``, unless it lies there already."""
+    name = re.sub(r"[^a-z0-9]+", "-", document["device"].lower()).strip("-") + f"-{document['date'][:10]}.json"
+    path = folder / name
+    if file.resolve().parent != folder.resolve():
+        path.write_bytes(file.read_bytes())
+    return path
 
 
 def write(text: str, page: Path) -> None:

@@ -1,4 +1,4 @@
-"""The result file: written after every row, so a run that is stopped keeps what it has."""
+"""The result file: written after every row, so a run that is stopped keeps what it has and the next one goes on from there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 from ..kernels.triton.tuning import machine
 from .provenance import kernels_sha256, versions
 
+IDENTITY = ("device", "driver", "versions", "kernels_sha256")
+"""What has to be the same for numbers of two sittings to stand in one file."""
 COLUMNS = ("impl", "shape", "pattern", "density", "ms", "dense_ms", "speedup", "tflops", "efficiency", "imbalance", "rel_l2", "peak_mb")
 
 
@@ -40,7 +42,8 @@ class Row:
 @dataclass
 class Results:
     """A run. rows as in :class:`Row`; details, one per row: direction, 90th percentile, error against the same mask, wanted
-    density, label; absent: why an implementation has no row, by name and case."""
+    density, label; absent: why an implementation has no row, by name and case. tables: rows of other kinds, by name (checks,
+    models, goals ...); stages: how far each part of a longer session came, by name."""
 
     path: Path | None
     device: str
@@ -51,14 +54,55 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     details: list[dict[str, Any]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, folder: Path | None) -> Results:
         """An empty run of this machine, now; its file is ``<device>-<date>.json`` in ``folder``, or none."""
         where, now = machine(), datetime.datetime.now(datetime.UTC)
-        name = re.sub(r"[^a-z0-9]+", "-", where["gpu"].lower()).strip("-")
-        path = None if folder is None else folder / f"{name}-{now:%Y-%m-%d}.json"
-        return cls(path, where["gpu"], where["driver"], versions(), f"{now:%Y-%m-%dT%H:%M:%SZ}", kernels_sha256())
+        run = cls(None, where["gpu"], where["driver"], versions(), f"{now:%Y-%m-%dT%H:%M:%SZ}", kernels_sha256())
+        run.path = None if folder is None else folder / run.file_name
+        return run
+
+    @classmethod
+    def resume(cls, path: Path) -> Results:
+        """The run in ``path`` where it is of this machine, these versions and these kernels; otherwise a new one in its place.
+
+        What was there of another machine or other kernels is set aside as ``<name>.old.json``.
+        """
+        new = cls.begin(None)
+        new.path = path
+        try:
+            found = json.loads(path.read_text(encoding="utf8"))
+            same = all(found[name] == getattr(new, name) for name in IDENTITY)
+            kept = {name: found[name] for name in ("details", "absent", "tables", "stages")}
+            rows = [Row(**row) for row in found["rows"]]
+        except FileNotFoundError:
+            return new
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            os.replace(path, path.with_suffix(".old.json"))
+            return new
+        return cls(path, new.device, new.driver, new.versions, found["date"], new.kernels_sha256, rows, **kept)
+
+    @property
+    def file_name(self) -> str:
+        """``<device>-<date>.json``, as in ``bench/results``."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.device.lower()).strip("-")
+        return f"{name}-{self.date[:10]}.json"
+
+    def put(self, table: str, **row: Any) -> None:
+        """Keep a row of another kind, in place of one with the same ``name``, and write the file."""
+        rows = self.tables.setdefault(table, [])
+        rows[:] = [r for r in rows if r.get("name") != row.get("name")]
+        rows.append({k: _short(v) for k, v in row.items()})
+        self.write()
+
+    def names(self, table: str) -> set[str]:
+        """Names of the rows of ``table``."""
+        return {str(r["name"]) for r in self.tables.get(table, ())}
 
     def add(self, row: Row, **details: Any) -> None:
         """Keep a row and write the file."""
@@ -82,6 +126,8 @@ class Results:
             "rows": [asdict(row) for row in self.rows],
             "details": self.details,
             "absent": self.absent,
+            "tables": self.tables,
+            "stages": self.stages,
         }
 
     def write(self) -> None:

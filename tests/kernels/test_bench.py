@@ -224,7 +224,7 @@ def test_plot(dry, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-# --- one command for a GPU machine ----------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------------------------
 
 
 def test_checks_hold_and_notice_what_is_broken(monkeypatch):
@@ -237,30 +237,3 @@ def test_checks_hold_and_notice_what_is_broken(monkeypatch):
     broken = [f for f in checks.numerics(size, "cpu", torch.float16, 64) if not f.ok]
     assert {f.name for f in broken} >= {"dense: output", "half: log-sum-exp", "frames: gradient of v"}
     assert not checks.Finding("nan", float("nan"), 1).ok
-
-
-def test_session_keeps_what_it_finds(tmp_path, monkeypatch):
-    from attention_loom.tools import gpu_session
-
-    def some(size, device):
-        yield "good", lambda: iter([checks.Finding("fine", 0.5, 1.0)])
-        yield "bad", lambda: iter([checks.Finding("off", 2.0, 1.0)])
-        yield "failing", lambda: (_ for _ in ()).throw(RuntimeError("no launch"))
-
-    monkeypatch.setattr(checks, "all_checks", some)
-    assert gpu_session.run_checks(tmp_path, float("inf"), dry=True) == ["bad: off is 2, the limit is 1", "failing: RuntimeError: no launch"]
-    kept = json.loads((tmp_path / "checks.json").read_text())
-    assert [k.get("ok") for k in kept] == [True, False, None]
-    gpu_session.summarise(tmp_path, ["bad: off is 2, the limit is 1"], None)
-    assert "- bad: off is 2, the limit is 1" in (tmp_path / "summary.md").read_text()
-    assert gpu_session.run_checks(tmp_path, 0.0, dry=True) == []
-    assert json.loads((tmp_path / "checks.json").read_text())[0]["skipped"] == "out of time"
-
-
-def test_session_without_a_gpu(capsys, monkeypatch, tmp_path):
-    from attention_loom.tools import gpu_session
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert gpu_session.main(["--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().out == "not measured: no CUDA GPU\n"
