@@ -30,8 +30,8 @@ def learn_concepts_toy() -> Recipe:
             TRAIN,
             {
                 "model": link("unet"), "clip": link("clip"), "latent": link("sampler"), "masks": link("masks"), "vae": link("vae"), "concepts": "one = circle\ntwo = square", "name": "toy",
-                "steps": 60, "learning_rate": 0.002, "prior_weight": 0.0, "attention_weight": 10.0, "template": "a {} on a grey background", "joiner": " and a ", "affinity": 1,
-                "preview_every": 30, "resume": False,
+                "steps": 100, "learning_rate": 0.001, "prior_weight": 0.0, "attention_weight": 10.0, "template": "a {} on a grey background", "joiner": " and a ", "affinity": 1,
+                "preview_every": 50, "preview_cfg": 3.0, "resume": False,
             },
             learn,
         ),
