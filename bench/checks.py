@@ -165,9 +165,12 @@ def layouts(size: Size, device: str) -> Iterator[Finding]:
     whole = run(plan, q, k, v, upstream)
     yield Finding("second run", _differing(whole, run(plan, q, k, v, upstream)), 0)
     rows_first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, upstream)]
-    yield Finding("tokens first in memory", _differing(whole, run(plan, *rows_first)), 0)
+    yield Finding("tokens first in memory", _differing(first := run(plan, *rows_first), whole), 0)
+    yield Finding("tokens first in memory, second run", _differing(first, run(plan, *rows_first)), 0)
     alone = [run(plan, *(x[b : b + 1] for x in (q, k, v, upstream))) for b in range(2)]
     yield Finding("one batch element at a time", _differing(whole, [torch.cat(parts) for parts in zip(*alone, strict=True)]), 0)
+    again = [run(plan, *(x[b : b + 1] for x in (q, k, v, upstream))) for b in range(2)]
+    yield Finding("one batch element at a time, second run", sum(_differing(a, b) for a, b in zip(alone, again, strict=True)), 0)
     heads = [run(plan.head_range(h, h + 1), *(x[:, h : h + 1] for x in (q, k, v, upstream))) for h in range(size.heads)]
     yield Finding("one head at a time", _differing(whole, [torch.cat(parts, 1) for parts in zip(*heads, strict=True)]), 0)
 
@@ -186,6 +189,10 @@ def fuzz(size: Size, device: str) -> Iterator[Finding]:
         spoilt_k[:, :, size.block : 2 * size.block : 3] = bad
         spoilt_v[:, :, size.block : 2 * size.block : 5] = bad
         yield Finding(f"{bad} in unread keys", _differing(clean, ours(q, spoilt_k, spoilt_v, plan)), 0)
+    generator = torch.Generator().manual_seed(4)
+    hit = (torch.rand(k.shape, generator=generator) < 0.01).to(device)  # one entry in a hundred, of the block nobody reads
+    hit[:, :, : size.block] = hit[:, :, 2 * size.block :] = False
+    yield Finding("inf in 1 % of unread entries", _differing(clean, ours(q, k.masked_fill(hit, math.inf), v.masked_fill(hit, -math.inf), plan)), 0)
     empty = replace(plan, full=replace(plan.full, ptr=torch.zeros_like(plan.full.ptr)))
     o, lse = ours(q, k, v, empty)
     yield Finding("rows without keys", float((o != 0).sum() + (lse != -math.inf).sum()), 0)
