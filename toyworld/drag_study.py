@@ -42,12 +42,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "constant": {"anchor_schedule": "constant"},
     "everywhere": {"anchor_scope": "all"},
     "outside": {"anchor_scope": "outside moved regions"},
+    "outside, source first": {"anchor_scope": "outside moved regions", "anchor_schedule": "source first"},
     "own noise": {"fresh_noise": False},
     "no anchoring": {"anchor_schedule": "constant", "anchor_level": 0.0},
     "no copying": {"copy_blend": 0.0},
     "no sharing": {"share_end": 0.0},
     "no captions": {"grounding": "off"},
     "boxes": {"boxes": True},
+    "boxes, outside": {"boxes": True, "anchor_scope": "outside moved regions"},
     "boxes, exchange not masked": {"boxes": True, "masked_exchange": False},
 }
 """The schedules, and layout first with one part changed or left out; "boxes" are GLIGEN's, in the place of captions."""
