@@ -193,3 +193,14 @@ def test_more_pictures_in_a_chain(host):
         LoomReferencePictures.execute({"samples": torch.zeros(1, 16, 8, 8)}, model.negative, before=first, portrait_1=given.prompts[1])
     with pytest.raises(LoomError, match="portrait_1 is not connected and a later one is"):
         LoomReferencePictures.execute(parts[0], model.negative, portrait_2=given.prompts[0])
+
+
+def test_what_is_kept_of_references_is_gone_after_each_evaluation(host):
+    from attention_loom.core.attach import methods_of
+    from attention_loom.core.beside import notes_key
+
+    model = tiny_models.tiny("sd3", latent=(1, *SIZE["sd3"]))
+    patched = attach(model.patcher, method(beside("sd3", model)))
+    key, seen = notes_key(methods_of(patched)[0]), []
+    tiny_models.sample(patched, model, callback=lambda *_: seen.append(key in record_of(patched).current.state))
+    assert seen == [False, False]
