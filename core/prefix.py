@@ -9,6 +9,7 @@ the main pass, too, ran the positive prompt alone. Needs blocks that can be repl
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +52,7 @@ class Prefix:
         kept, n = self.run.kept(_KEPT, dict), self.batch // len(self.rows)
         for i, (row, key) in enumerate(zip(self.rows, self.keys, strict=True)):
             if row == 0:
-                kept[name, block, key] = each(out, lambda x, i=i: x[i * n : (i + 1) * n].clone())
+                kept[name, block, key] = each(out, partial(_chunk, start=i * n, length=n))
 
     def _handed_on(self, name: str, block: Block, compute: Callable[[], Any]) -> Any:
         last = self.ends.get(name, {}).get(block.kind)
@@ -80,6 +81,11 @@ def ends(methods: Sequence[GuidanceMethod], blocks: list[Block]) -> dict[str, di
 def forget(run: Run) -> None:
     """What was kept of the last evaluation is stale: the next one has another latent."""
     run.state.pop(_KEPT, None)
+
+
+def _chunk(x: Tensor, start: int, length: int) -> Tensor:
+    """A copy: the host goes on adding to the original in place."""
+    return x[start : start + length].clone()
 
 
 def each(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:

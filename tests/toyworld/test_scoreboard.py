@@ -9,7 +9,7 @@ import shutil
 import numpy
 import pytest
 import torch
-from attention_loom.toyworld import fidelity, measures, on_path, pictures, scores, world
+from attention_loom.toyworld import fidelity, measures, on_drag, on_path, pictures, scores, world
 from attention_loom.toyworld.host import CHECKPOINTS
 from attention_loom.toyworld.scoreboard import __main__ as cli
 from attention_loom.toyworld.scoreboard import keys, portraits, rows, scene_footage, show, tables
@@ -76,7 +76,7 @@ def test_registered_rows_keep_the_contract(row):
     known = (
         {**measures.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
         if row.world == "wan"
-        else {**scores.COLUMNS, **scene_footage.COLUMNS, **on_path.COLUMNS, **portraits.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
+        else {**scores.COLUMNS, **scene_footage.COLUMNS, **on_path.COLUMNS, **on_drag.COLUMNS, **portraits.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
     )
     assert {judge.reads for judge in row.judges} <= set(known)
     first, other = row.shots(2, 16)
