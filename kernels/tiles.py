@@ -109,7 +109,9 @@ def factor_map(parts: tuple[FrameTable | DistanceTable | Labels, ...], block_m: 
         frames = isinstance(part, FrameTable)
         q, k = (part.ids_q, part.ids_k) if isinstance(part, FrameTable) else (part.pos_q, part.pos_k)
         i, j = q[::block_m].long()[:, None], k[::block_n].long()[None, :]
-        inside, i, j = (i >= 0) & (j >= 0), i.clamp(min=0), j.clamp(min=0)
+        inside = (i >= 0) & (j >= 0)
+        if frames:  # ids beyond the table are read from its edge, as the kernel reads them
+            i, j = i.clamp(0, part.classes.shape[0] - 1), j.clamp(0, part.classes.shape[1] - 1)
         classes = part.classes[i, j] if frames else part.classes[(i - j).abs().clamp(max=part.classes.shape[0] - 1)]
         factor = part.factors.float()[classes.masked_fill(~inside | (classes == MASKED), 0).long()]
         found = factor if found is None else found * factor

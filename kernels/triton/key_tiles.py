@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -53,3 +54,8 @@ def products_at(
     live = tl.load(k_valid + block) - inner if K_ORDERED else n_k - col0
     k_tile = key_tile(engine, base, stride, col0, live, dims, live_dim, BLOCK_N, True, ENGINE, WHOLE, UPCAST)
     return tl.dot(q_tile, k_tile, input_precision=PRECISION), col0, live
+
+
+def lend_memory(device: torch.device) -> None:
+    """Descriptors are made in the kernel and lie in device memory that the caller provides."""
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))

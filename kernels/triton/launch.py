@@ -128,10 +128,9 @@ def _engine_or_not(n: Numbers, k: Tensor, v: Tensor) -> Numbers:
     if any(x.data_ptr() % 16 or any(s * x.element_size() % 16 for s in x.stride()[:3]) for x in (k, v)):
         return replace(n, variant=VARIANTS.index("ahead" if "ahead" in VARIANTS[n.variant] else "plain"))
     if not interpreted():
-        import triton
+        from .key_tiles import lend_memory
 
-        # Descriptors are made in the kernel and lie in device memory that the caller provides.
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=k.device))
+        lend_memory(k.device)
     return n
 
 
