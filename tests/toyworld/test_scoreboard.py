@@ -9,7 +9,7 @@ import shutil
 import numpy
 import pytest
 import torch
-from attention_loom.toyworld import fidelity, measures, on_drag, on_path, pictures, scores, world
+from attention_loom.toyworld import fidelity, measures, on_drag, on_path, pictures, scores, steady, world
 from attention_loom.toyworld.host import CHECKPOINTS
 from attention_loom.toyworld.scoreboard import __main__ as cli
 from attention_loom.toyworld.scoreboard import keys, portraits, rows, scene_footage, show, tables
@@ -74,7 +74,7 @@ def board(tmp_path):
 @pytest.mark.parametrize("row", rows.all_rows(), ids=lambda row: row.name)
 def test_registered_rows_keep_the_contract(row):
     known = (
-        {**measures.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
+        {**measures.COLUMNS, **steady.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
         if row.world == "wan"
         else {**scores.COLUMNS, **scene_footage.COLUMNS, **on_path.COLUMNS, **on_drag.COLUMNS, **portraits.COLUMNS, **fidelity.COLUMNS, "pairs": ""}
     )

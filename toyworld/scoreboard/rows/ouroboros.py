@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...steady import steadiness
+from ..footage import Footage, measure_video
 from ..graphs import REPORT, SAMPLER, Graph, Shot, base, through
 from ..prompts import held_out
 from ..row import Arm, Judge, Row
@@ -45,6 +47,11 @@ def endless(tail: str, subject: dict[str, Any] | None = None) -> Callable[[Shot]
     return graph
 
 
+def watched(footage: Footage) -> dict[str, float]:
+    """All of the world's measures, and those of the ground."""
+    return measure_video(footage) | steadiness(footage.frames)
+
+
 ROWS = (
     Row(
         name="ouroboros-205",
@@ -65,10 +72,13 @@ ROWS = (
             Judge("broken", "broken frames", "lower"),
             Judge("motion_kept", "motion kept"),
             Judge("colour", "colour right"),
+            Judge("ground_drift", "ground's drift", "lower"),
+            Judge("ground_flicker", "ground's flicker", "lower"),
         ),
         notes="Windows of 6 latent frames, the native length, and 4 partitions, the paper's: 24 levels, 8 model calls per latent frame. All parts at the paper's or the nodes' own settings, nothing "
         "was tuned. Stock: all 52 latent frames in one run, nearly nine times the trained length. Context windows: the host's own node, 6 latent frames with 2 shared. Orbits and rests only, which are "
         "right for ever. The model was trained with one noise level per clip.",
         prompts=lambda count: held_out(count, ROUND),
+        measure=watched,
     ),
 )
