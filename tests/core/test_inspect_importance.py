@@ -173,6 +173,6 @@ def test_too_many_evaluations_need_a_second_word(monkeypatch):
     with pytest.raises(LoomError, match=r"importance 'full' would evaluate the model 18 times \(6 heads at 3 steps\), more than 10; choose screen"):
         install(attach(model.patcher, method), method, "full")
     install(attach(model.patcher, method), method, "full", sure=True)
-    with pytest.raises(LoomError, match="prune 'zero' was given; choose one of mean, identity"):
-        install(model.patcher, method, "full", prune="zero", sure=True)
+    with pytest.raises(LoomError, match="prune 'half' was given; choose one of mean, identity, zero"):
+        install(model.patcher, method, "full", prune="half", sure=True)
     assert MOST == 5000
