@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,34 @@ def gradients(outside: nn.Module | None = None, in_place: bool = True) -> Iterat
     """
     graph = torch.autograd.graph
     hooks = nullcontext() if outside is None else graph.saved_tensors_hooks(*_moving_out(outside))
-    kept = graph.allow_mutation_on_saved_tensors() if in_place else nullcontext()
+    kept = _mutable() if in_place else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), kept, hooks:
         yield
+
+
+@contextmanager
+def _mutable() -> Iterator[None]:
+    """torch's ``allow_mutation_on_saved_tensors`` without its mix-ups.
+
+    It knows a saved tensor by the object's id, its address and its version, and lets go of a tensor once it was changed in place and copied. The next
+    tensor may get the same three while the first is still wanted, and the backward pass then reads the first one for both (seen in torch 2.11: now and then
+    another gradient for FLUX). So changed tensors are held until the context ends.
+    """
+    with torch.autograd.graph.allow_mutation_on_saved_tensors() as context:
+        context.original = _Held()  # type: ignore[attr-defined]
+        yield
+
+
+class _Held(WeakKeyDictionary):  # type: ignore[type-arg]
+    """A dictionary whose deleted values live as long as it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deleted: list[Tensor] = []
+
+    def __delitem__(self, key: Any) -> None:
+        self.deleted.append(self[key])
+        super().__delitem__(key)
 
 
 def _moving_out(model: nn.Module) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
