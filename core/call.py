@@ -148,6 +148,11 @@ class Geometry:
     batch: int = 0
 
 
+def step_of(progress: float, steps: int) -> int:
+    """The scheduled step at a place in the schedule, 0 first; a place between two steps belongs to the earlier one."""
+    return math.floor(progress * steps + 1e-3)
+
+
 @dataclass(frozen=True)
 class AttentionCall:
     """Everything known about one attention call.
@@ -193,7 +198,7 @@ class AttentionCall:
     @property
     def step(self) -> int:
         """The scheduled step this call belongs to, 0 first; samplers that evaluate between two steps belong to the earlier one."""
-        return math.floor(self.progress * self.steps + 1e-3)
+        return step_of(self.progress, self.steps)
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
         """What ``make()`` gives, made once per run. Never in inference mode, whose tensors could not take part in a gradient later."""

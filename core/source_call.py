@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .beside import SidePass, notes_key
+from .call import step_of
 from .errors import LoomError
 from .guidance import EXTRA
 
@@ -48,7 +49,7 @@ def with_source(
         return executor(model, own, x, sigma, options)
     clean = run.kept((*notes_key(method), "clean"), lambda: _clean(method.owner, source.latent, model, x))
     held = run.kept((*notes_key(method), "held"), _Held)
-    bucket = source.buckets.number(math.floor(progress * steps + 1e-3), max(1, steps))
+    bucket = source.buckets.number(step_of(progress, steps), max(1, steps))
     roles = frozenset(min(i, 1) for i, entries in enumerate(conds) if entries is not None)
     if not (source.buckets.held(steps) and held.bucket == bucket and roles <= held.roles):
         held.bucket, held.roles, held.notes = bucket, roles, {}
