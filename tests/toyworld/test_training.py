@@ -151,6 +151,18 @@ def test_a_share_of_the_scenes_is_bare_and_the_others_stay_as_they_are():
             assert some.captions[i] == whole.captions[i] and torch.equal(some.latents[i], whole.latents[i])
 
 
+def test_a_share_of_the_captions_does_not_say_the_ground():
+    from attention_loom.toyworld.scenes import Mix
+    from attention_loom.toyworld.training import pools
+
+    mix = Mix(two=0.4, three=0.0)
+    whole, some = (pools.make(12, 5, "t5", False, mix, 0.3, loose, progress=lambda _: None) for loose in (0.0, 0.5))
+    loose = [i for i in range(12) if some.captions[i] != whole.captions[i]]
+    assert 2 <= len(loose) <= 10
+    assert all(some.captions[i] == whole.captions[i].rsplit(" on a ", 1)[0] and len(some.boxes[i]) for i in loose)
+    assert torch.equal(some.latents, whole.latents), "the pictures are the same"
+
+
 def test_objects_count_more_until_the_learning_rate_falls():
     from attention_loom.toyworld.training import pools
 

@@ -26,22 +26,26 @@ class Pool:
     captions: list[str]
 
 
-def make(count: int, seed: int, kind: str, moving: bool, mix: Mix, bare: float = 0.0, progress: Callable[[str], None] = print) -> Pool:
+def make(
+    count: int, seed: int, kind: str, moving: bool, mix: Mix, bare: float = 0.0, loose: float = 0.0, progress: Callable[[str], None] = print
+) -> Pool:
     """Render `count` clips (64 x 64, native length) or pictures (128 x 128); `kind` is that of the text encoder.
 
-    bare: share of scenes without an object, whose caption is the ground alone: what a text of the background means.
+    bare: share of scenes without an object, whose caption is the ground alone: what a text of the background means. loose: share of the others whose
+    caption does not say the ground: what a text of an area or of a subject means. Without them such texts paint dark patches.
     """
-    rng, emptying = random.Random(seed), random.Random(f"bare {seed}")  # apart, so that all other scenes stay the same
+    rng, emptying, loosening = random.Random(seed), random.Random(f"bare {seed}"), random.Random(f"loose {seed}")  # apart, so that the scenes stay the same
     latents, boxes, captions = None, [], []
     for i in range(count):
         scene = random_scene(rng, moving=moving, mix=mix)
-        size, empty = CLIP_SIZE if moving else PICTURE_SIZE, emptying.random() < bare
+        size, empty, free = CLIP_SIZE if moving else PICTURE_SIZE, emptying.random() < bare, loosening.random() < loose
         frames = ground(scene, size).expand(scene.native if moving else 1, -1, -1, -1) if empty else render(scene, size=size)
         one = latent.encode(frames) if moving else picture_latent.encode(frames[0])
         latents = torch.empty(count, *one.shape, dtype=torch.float16) if latents is None else latents
         latents[i] = one
         boxes.append(scene.boxes(1)[: 0 if empty else None, 0])
-        captions.append(str(scene.caption.ground if empty else scene.caption))
+        caption = scene.caption
+        captions.append(str(caption.ground) if empty else " and ".join(map(str, caption.things)) if free else str(caption))
         if (i + 1) % 5000 == 0:
             progress(f"rendered {i + 1} of {count}")
     assert latents is not None

@@ -25,6 +25,8 @@ SIZES = dict(
     transformer_depth_output=[1] * 6, transformer_depth_middle=1, legacy=False, adm_in_channels=None,
 )  # fmt: skip
 MIX = Mix(two=0.1, three=0.03, textured=0.35, grounded=0.3)
+BARE, LOOSE = 0.06, 0.15
+"""Share of pictures without an object, and of captions without a ground: what the texts of areas, subjects and backgrounds mean."""
 SHIFT = 3.0
 EMPTY_PROMPT = 0.1
 BATCH = 24
@@ -62,7 +64,7 @@ class SD15(nn.Module):
 
     def pool(self, count: int, seed: int) -> pools.Pool:
         """Rendered pictures, few of them with two or three objects."""
-        return pools.make(count, seed, "clip", False, MIX)
+        return pools.make(count, seed, "clip", False, MIX, BARE, LOOSE)
 
     def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
         """Weighted error of the predicted picture on a random batch."""

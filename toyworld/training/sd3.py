@@ -18,6 +18,8 @@ SIZES = dict(
     context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": text.T5_WIDTH, "out_features": 192}}, input_size=None,
 )  # fmt: skip
 MIX = Mix(two=0.2, three=0.05, textured=0.35, grounded=0.3)
+BARE, LOOSE = 0.06, 0.15
+"""Share of pictures without an object, and of captions without a ground: what the texts of areas, subjects and backgrounds mean."""
 SHIFT = 3.0
 EMPTY_PROMPT = 0.1
 BATCH = 32
@@ -51,7 +53,7 @@ class SD3(nn.Module):
 
     def pool(self, count: int, seed: int) -> pools.Pool:
         """Rendered pictures, few of them with two or three objects."""
-        return pools.make(count, seed, "t5", False, MIX)
+        return pools.make(count, seed, "t5", False, MIX, BARE, LOOSE)
 
     def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
         """Velocity error on a random batch."""
