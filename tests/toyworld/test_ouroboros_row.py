@@ -4,7 +4,7 @@ from attention_loom.toyworld.scoreboard.rows.ouroboros import ROWS
 
 
 def test_each_arm_has_one_part_more():
-    (row,) = ROWS
+    row = ROWS[0]
     (shot,) = row.shots(1)
     drawn = {arm.name: arm.graph(shot) for arm in row.arms if arm.graph is not None}
     assert shot.latent_frames == 52 and drawn["stock, one run"]["latent"]["inputs"]["length"] == 205
@@ -15,3 +15,15 @@ def test_each_arm_has_one_part_more():
         assert graph["queue"]["inputs"]["frames"] == 52 and graph["latent"]["inputs"]["length"] == 21
         assert graph["levels"]["inputs"]["steps"] == ["queue", 1] and graph["save"]["inputs"]["images"] == ["decode", 0]
     assert subject["method_1"]["inputs"]["subject"] in shot.caption
+
+
+def test_the_arms_of_the_one_level_model_differ_in_their_files_alone():
+    row = ROWS[1]
+    (shot,) = row.shots(1)
+    drawn = {arm.name: arm.graph(shot) for arm in row.arms if arm.graph is not None}
+    for name in ("FIFO", "coherent tail"):
+        own, other = drawn[name], drawn[f"{name}, one-level model"]
+        assert own["unet"]["inputs"]["unet_name"] == "scenes_wan_forcing.safetensors" and other["unet"]["inputs"]["unet_name"] == "scenes_wan_t2v.safetensors"
+        assert {**own, "unet": 0, "clip": 0} == {**other, "unet": 0, "clip": 0}
+        assert own["queue"]["inputs"]["window"] == 9 and own["latent"]["inputs"]["length"] == 33
+    assert {name for name, _ in row.models} >= {other["unet"]["inputs"]["unet_name"], other["clip"]["inputs"]["clip_name"], "scenes_wan_forcing.safetensors"}

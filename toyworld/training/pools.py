@@ -26,9 +26,7 @@ class Pool:
     captions: list[str]
 
 
-def make(
-    count: int, seed: int, kind: str, moving: bool, mix: Mix, bare: float = 0.0, loose: float = 0.0, progress: Callable[[str], None] = print
-) -> Pool:
+def make(count: int, seed: int, kind: str, moving: bool, mix: Mix, bare: float = 0.0, loose: float = 0.0, progress: Callable[[str], None] = print) -> Pool:
     """Render `count` clips (64 x 64, native length) or pictures (128 x 128); `kind` is that of the text encoder.
 
     bare: share of scenes without an object, whose caption is the ground alone: what a text of the background means. loose: share of the others whose

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ def track(*corners: tuple[float, float], size: tuple[float, ...] = (0.5,)) -> Tr
 PATHS = {"diagonal": track((0.0, 0.0), (0.5, 0.5)), "circle": track(*RING), "grow": track((0.25, 0.25), (0.0, 0.0), size=(0.5, 1.0))}
 
 
-def steered(path: str, **settings: float) -> Callable[[Shot], Graph]:
+def steered(path: str, **settings: Any) -> Callable[[Shot], Graph]:
     """The object on a path, with the caption inside the box and the ground outside."""
 
     def graph(shot: Shot) -> Graph:
@@ -67,12 +68,12 @@ def followed(footage: Footage, path: str) -> dict[str, float]:
     return measure_scene(footage) | follow(read(footage.frames, footage.caption), torch.as_tensor(PATHS[path].boxes()[0]))
 
 
-def plain(motion: str) -> Callable[[int], list[tuple[str, int]]]:
-    """Captions of one plain object on a plain ground with that motion: what is measured is the way, not the pattern."""
+def plain(*motions: str) -> Callable[[int], list[tuple[str, int]]]:
+    """Captions of one plain object on a plain ground with these motions in turn: what is measured is the way, not the pattern."""
 
     def draw(count: int) -> list[tuple[str, int]]:
         found = []
-        for caption, seed in clips(count, (motion,)):
+        for caption, seed in clips(count, motions):
             given = Caption.parse(caption)
             thing, ground = replace(given.things[0], texture="plain", size="", speed=""), replace(given.ground, texture="plain")
             found.append((str(Caption((thing,), ground)), seed))
@@ -89,7 +90,12 @@ def row(path: str, motion: str, claim: str, measure: Callable[[Footage], dict[st
         claim=claim,
         latent_frames=NATIVE,
         stock=Arm("stock", through()),
-        alternatives=(Arm("texts only", steered(path, rope_end=0.0), CODE), Arm("positions only", steered(path, mask_end=0.0), CODE)),
+        alternatives=(
+            Arm("texts only", steered(path, rope_end=0.0), CODE),
+            Arm("positions only", steered(path, mask_end=0.0), CODE),
+            Arm("linear positions", steered(path, resample="linear"), CODE),
+            Arm("without r_mask", steered(path, r_mask=False), CODE),
+        ),
         ours=Arm("DiTraj", steered(path), CODE),
         judges=JUDGES,
         notes=WHAT,

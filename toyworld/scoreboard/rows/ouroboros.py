@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...bundles import BUNDLES
 from ...steady import steadiness
 from ..footage import Footage, measure_video
 from ..graphs import REPORT, SAMPLER, Graph, Shot, base, through
 from ..prompts import held_out
 from ..row import Arm, Judge, Row
-from .riflex import windows
+from ..worlds import world
+from .ditraj import plain
+from .riflex import SCENES_WINDOWS, windows
 
 CODE = (*tuple(f"core/samplers/{name}.py" for name in ("ouroboros", "per_frame", "queue", "tail", "store")), "core/video_decode.py", "nodes/ouroboros.py")
 SUBJECT_CODE = (*CODE, "core/methods/endless_subject.py", "core/unrotated.py", "core/samplers/recurrent.py", "core/subject_mask.py")
-FRAMES, WINDOW, PARTITIONS = 52, 6, 4
-"""Latent frames made (205 of video), those of a native clip, and the paper's number of partitions."""
+FRAMES, PARTITIONS = 52, 4
+"""Latent frames made (205 of video), and the paper's number of partitions. Windows have the model's native length."""
 ROUND = ("clockwise", "still", "counterclockwise")
 """Motions that are right for ever: a straight mover would leave the picture."""
 
@@ -24,8 +27,8 @@ def endless(tail: str, subject: dict[str, Any] | None = None) -> Callable[[Shot]
     """The queue with a kind of tail, and with settings of Keep Subject in Endless Video if given."""
 
     def graph(shot: Shot) -> Graph:
-        nodes, model = base(shot), ["shift", 0]
-        nodes["latent"]["inputs"]["length"] = 4 * WINDOW - 3
+        nodes, model, window = base(shot), ["shift", 0], world(shot.world).bundle.latent_frames
+        nodes["latent"]["inputs"]["length"] = 4 * window - 3
         positive = ["positive", 0]
         if subject is not None:
             words = " ".join(shot.caption.split()[1:3])
@@ -33,7 +36,7 @@ def endless(tail: str, subject: dict[str, Any] | None = None) -> Callable[[Shot]
             nodes["method_1"] = {"class_type": "LoomEndlessSubject", "inputs": inputs}
             model, positive = ["method_1", 0], ["method_1", 1]
         told = nodes.pop(SAMPLER)["inputs"]
-        nodes["queue"] = {"class_type": "LoomOuroboros", "inputs": {"frames": shot.latent_frames, "window": WINDOW, "partitions": PARTITIONS, "tail": tail}}
+        nodes["queue"] = {"class_type": "LoomOuroboros", "inputs": {"frames": shot.latent_frames, "window": window, "partitions": PARTITIONS, "tail": tail}}
         nodes["noise"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": shot.seed}}
         nodes["guider"] = {"class_type": "CFGGuider", "inputs": {"model": model, "positive": positive, "negative": ["negative", 0], "cfg": told["cfg"]}}
         nodes["levels"] = {"class_type": "BasicScheduler", "inputs": {"model": model, "scheduler": told["scheduler"], "steps": ["queue", 1], "denoise": 1.0}}
@@ -45,6 +48,17 @@ def endless(tail: str, subject: dict[str, Any] | None = None) -> Callable[[Shot]
         return nodes
 
     return graph
+
+
+def one_level(graph: Callable[[Shot], Graph]) -> Callable[[Shot], Graph]:
+    """The same graph with the model that was trained with one level per clip."""
+
+    def other(shot: Shot) -> Graph:
+        nodes, bundle = graph(shot), BUNDLES["wan_t2v"]
+        nodes["unet"]["inputs"]["unet_name"], nodes["clip"]["inputs"]["clip_name"] = bundle.model, bundle.text
+        return nodes
+
+    return other
 
 
 def watched(footage: Footage) -> dict[str, float]:
@@ -80,5 +94,31 @@ ROWS = (
         "right for ever. The model was trained with one noise level per clip.",
         prompts=lambda count: held_out(count, ROUND),
         measure=watched,
+    ),
+    Row(
+        name="ouroboros-levels",
+        method="ouroboros",
+        claim="Over 205 frames a model trained with a noise level per latent frame keeps object and motion better in the queue than the same model trained with one level per clip.",
+        latent_frames=FRAMES,
+        stock=Arm("stock, one run", through()),
+        alternatives=(
+            SCENES_WINDOWS,
+            Arm("FIFO, one-level model", one_level(endless("fresh noise")), CODE),
+            Arm("coherent tail, one-level model", one_level(endless("coherent")), CODE),
+            Arm("FIFO", endless("fresh noise"), CODE),
+        ),
+        ours=Arm("coherent tail", endless("coherent"), CODE),
+        judges=(
+            Judge("identity", "identity"),
+            Judge("iou", "shape IoU"),
+            Judge("broken", "broken frames", "lower"),
+            Judge("motion_kept", "motion kept"),
+            Judge("colour", "colour right"),
+        ),
+        notes="Windows of 9 latent frames, the native length, and 4 partitions: 36 levels, 8 model calls per latent frame. The model is that of the other video rows of this world, trained on with an "
+        "independent level for every latent frame (diffusion forcing). Orbits and rests only, which are right for ever. Nothing was tuned.",
+        world="scenes_wan_forcing",
+        prompts=plain(*ROUND),
+        more=((BUNDLES["wan_t2v"].model, "diffusion_models"), (BUNDLES["wan_t2v"].text, "text_encoders")),
     ),
 )
