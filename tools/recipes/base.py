@@ -48,6 +48,15 @@ def sampler(model: str, latent: str, group: str, title: str, steps: int, cfg: fl
     )  # fmt: skip
 
 
+def saved(sampled: str, vae: list[Any], group: str, prefix: str, key: str = "") -> dict[str, Node]:
+    """Decode what the node ``sampled`` gives and save the pictures: nodes "decode" and "save", behind ``key`` if given. vae: a link."""
+    decode, save = (f"{key}_decode", f"{key}_save") if key else ("decode", "save")
+    return {
+        decode: Node("VAEDecode", {"samples": link(sampled), "vae": vae}, group),
+        save: Node("SaveImage", {"images": link(decode), "filename_prefix": f"attention_loom/{prefix}"}, group),
+    }
+
+
 SCENES_SD3 = ("scenes_sd3", "scenes_sd3_text", "scenes_picture_vae")
 
 
@@ -58,6 +67,15 @@ def toy_model(load: str, model: str = "toy_wan_t2v", text: str = "toy_umt5", vae
         key: Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
         "clip": Node("ToyWorldTextEncoder", {"clip_name": f"{text}.safetensors"}, load),
         "vae": Node("VAELoader", {"vae_name": f"{vae}.safetensors"}, load),
+    }
+
+
+def toy_unet(load: str) -> dict[str, Node]:
+    """The toy world's SD 1.5 with its text encoder and VAE: nodes "unet", "clip" and "vae"."""
+    return {
+        "unet": Node("ToyWorldUNet", {"unet_name": "scenes_sd15.safetensors"}, load),
+        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd15_text.safetensors"}, load),
+        "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
     }
 
 
@@ -79,8 +97,7 @@ SD15_FILE = {"name": SD15, "url": f"https://huggingface.co/Comfy-Org/stable-diff
 def picture_branch(nodes: dict[str, Node], key: str, group: str, model: str, title: str) -> None:
     """Sample, decode and save pictures of a checkpoint, as nodes whose names begin with ``key``."""
     nodes[f"{key}_sampler"] = sampler(model, "latent", group, title, steps=25, cfg=7.0, sampler="dpmpp_2m")
-    nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("checkpoint", 2)}, group)
-    nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+    nodes |= saved(f"{key}_sampler", link("checkpoint", 2), group, key, key)
 
 
 def sd15(prompt: str, load: str, text: str, batch: int = 1) -> dict[str, Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import SD15, SD15_FILE, Node, Recipe, link, sampler
+from .base import SD15, SD15_FILE, Node, Recipe, link, sampler, saved, toy_unet
 
 TRAIN = "LoomAttenCraftTrain"
 
@@ -12,15 +12,12 @@ def learn_concepts_toy() -> Recipe:
     load, picture, learn, use = "Toy world model", "A picture of two things", "Learn", "Use"
     caption = "a red circle and a blue square on a grey background"
     nodes = {
-        "unet": Node("ToyWorldUNet", {"unet_name": "scenes_sd15.safetensors"}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd15_text.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
+        **toy_unet(load),
         "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, load),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": caption}, picture, "What the picture shows"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, picture, "Negative"),
         "sampler": _toy_sampler("unet", "positive", picture),
-        "decode": Node("VAEDecode", {"samples": link("sampler"), "vae": link("vae")}, picture),
-        "save": Node("SaveImage", {"images": link("decode"), "filename_prefix": "attention_loom/learn_picture"}, picture),
+        **saved("sampler", link("vae"), picture, "learn_picture"),
         "masks": Node(
             "LoomAttenCraftMasks",
             {"model": link("unet"), "clip": link("clip"), "latent": link("sampler"), "concepts": "red circle\nblue square", "prompt": caption, "image": link("decode"), "affinity": 1},
@@ -39,8 +36,7 @@ def learn_concepts_toy() -> Recipe:
         "losses": Node("LossGraphNode", {"loss": link("train", 2), "filename_prefix": "attention_loom/learn_losses"}, learn),
         "words": Node("CLIPTextEncode", {"clip": link("clip"), "text": link("train", 3)}, use, "Both new words"),
         "again": _toy_sampler("train", "words", use),
-        "again_decode": Node("VAEDecode", {"samples": link("again"), "vae": link("vae")}, use),
-        "again_save": Node("SaveImage", {"images": link("again_decode"), "filename_prefix": "attention_loom/learn_both"}, use),
+        **saved("again", link("vae"), use, "learn_both", "again"),
     }  # fmt: skip
     note = (
         "# Learn the things of a picture (toy world)\n\n"
@@ -86,8 +82,7 @@ def learn_concepts_sd15() -> Recipe:
         "words": Node("CLIPTextEncode", {"clip": link("checkpoint", 1), "text": link("train", 3)}, use, "Both new words"),
         "latent": Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 4}, use),
         "again": sampler("train", "latent", use, "", 50, 7.0),
-        "decode": Node("VAEDecode", {"samples": link("again"), "vae": link("checkpoint", 2)}, use),
-        "save": Node("SaveImage", {"images": link("decode"), "filename_prefix": "attention_loom/pets"}, use),
+        **saved("again", link("checkpoint", 2), use, "pets"),
     }  # fmt: skip
     nodes["again"].inputs["positive"] = link("words")
     note = (

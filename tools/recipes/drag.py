@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...core.tracks import KeyFrame, Track, Tracks
-from .base import SD15, SD15_FILE, Node, Recipe, link, sampler, track_editor
+from .base import SCENES_SD3, SD15, SD15_FILE, Node, Recipe, link, sampler, saved, toy_model, track_editor
 from .subjects import SDXL, SDXL_FILE
 
 GLIGEN = "gligen_sd14_textbox_pruned.safetensors"
@@ -15,18 +15,14 @@ def drag_object_toy() -> Recipe:
     """The toy world's SD3 model: a picture is drawn, then its object goes along a drawn arrow."""
     load, text, before, ours = "Toy world model", "Picture and drag", "As drawn", "Dragged"
     nodes = {
-        "unet": Node("UNETLoader", {"unet_name": "scenes_sd3.safetensors", "weight_dtype": "default"}, load),
-        "shift": Node("ModelSamplingSD3", {"model": link("unet"), "shift": 3.0}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd3_text.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
+        **toy_model(load, *SCENES_SD3),
         "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a striped red square on the left on a green background"}, text, "Picture"),
         "plain": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a striped red square on a green background"}, text, "The same, without the place"),
         "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
         "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, text),
         "path": track_editor(ACROSS, text, "From where to where"),
         "first": _sampler("shift", "positive", "latent", before, 16, 3.0),
-        "first_decode": Node("VAEDecode", {"samples": link("first"), "vae": link("vae")}, before),
-        "first_save": Node("SaveImage", {"images": link("first_decode"), "filename_prefix": "attention_loom/drag_before"}, before),
+        **saved("first", link("vae"), before, "drag_before", "first"),
         "drag": Node(
             "LoomDiffUHaul",
             {
@@ -41,7 +37,7 @@ def drag_object_toy() -> Recipe:
             ours,
         ),
     }
-    _dragged(nodes, ours, "vae", 16, 3.0, "drag_after")
+    _dragged(nodes, ours, link("vae"), 16, 3.0, "drag_after")
     nodes["path"].inputs["background"] = link("first_decode")
     note = (
         "# Drag an object (toy world)\n\n"
@@ -74,13 +70,12 @@ def drag_object_boxes_toy() -> Recipe:
         ),
         "mask": Node("LoomPlaceMasks", {"places": f"{words} @ 0.24, 0.5, 0.22", "width": 128, "height": 128}, text, "Where the object is"),
         "first": _sampler("unet", "positive", "latent", before, 20, 3.0),
-        "first_decode": Node("VAEDecode", {"samples": link("first"), "vae": link("vae")}, before),
-        "first_save": Node("SaveImage", {"images": link("first_decode"), "filename_prefix": "attention_loom/drag_boxes_before"}, before),
+        **saved("first", link("vae"), before, "drag_boxes_before", "first"),
         "drag": Node(
             "LoomDiffUHaul", {"model": link("unet"), "positive": link("box"), "latent": link("first"), "mask": link("mask"), "dx": 64, "dy": 0, "redraw_cells": 1.0}, ours
         ),
     }
-    _dragged(nodes, ours, "vae", 20, 3.0, "drag_boxes_after")
+    _dragged(nodes, ours, link("vae"), 20, 3.0, "drag_boxes_after")
     for key in ("first", "sampler"):
         nodes[key].inputs |= {"sampler_name": "dpmpp_2m", "scheduler": "normal"}
     note = (
@@ -116,7 +111,7 @@ def drag_object_sd15() -> Recipe:
             ours,
         ),
     }  # fmt: skip
-    _dragged(nodes, ours, ["checkpoint", 2], 50, 7.5, "drag_object_sd15")
+    _dragged(nodes, ours, link("checkpoint", 2), 50, 7.5, "drag_object_sd15")
     note = (
         "# Drag an object (SD 1.5 with GLIGEN)\n\n"
         "The setting of the paper, with GLIGEN in the place of its own grounded model.\n\n"
@@ -146,7 +141,7 @@ def drag_object_sdxl() -> Recipe:
             ours,
         ),
     }  # fmt: skip
-    _dragged(nodes, ours, ["checkpoint", 2], 50, 7.5, "drag_object_sdxl")
+    _dragged(nodes, ours, link("checkpoint", 2), 50, 7.5, "drag_object_sdxl")
     note = (
         "# Drag an object (SDXL)\n\n"
         "SDXL has no GLIGEN, so each object's caption is read in its place.\n\n"
@@ -158,12 +153,11 @@ def drag_object_sdxl() -> Recipe:
     return Recipe("drag_object_sdxl", {load: (0, 0), text: (1, 0), ours: (2, 0)}, nodes, note)
 
 
-def _dragged(nodes: dict[str, Node], group: str, vae: str | list[object], steps: int, cfg: float, prefix: str) -> None:
+def _dragged(nodes: dict[str, Node], group: str, vae: list[object], steps: int, cfg: float, prefix: str) -> None:
     """Sampler, decoder and report behind the node "drag"."""
     nodes["sampler"] = _sampler("drag", "drag", "drag", group, steps, cfg)
     nodes["sampler"].inputs |= {"positive": link("drag", 2), "latent_image": link("drag", 1)}
-    nodes["decode"] = Node("VAEDecode", {"samples": link("sampler"), "vae": link(vae) if isinstance(vae, str) else vae}, group)
-    nodes["save"] = Node("SaveImage", {"images": link("decode"), "filename_prefix": f"attention_loom/{prefix}"}, group)
+    nodes |= saved("sampler", vae, group, prefix)
     nodes["redrawn"] = Node("MaskToImage", {"mask": link("drag", 3)}, group)
     nodes["shown"] = Node("PreviewImage", {"images": link("redrawn")}, group, "What is drawn anew")
     nodes["report"] = Node("LoomReport", {"model": link("drag"), "after": link("sampler")}, group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import SCENES_SD3, SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, sd15, toy_branch, toy_model
+from .base import SCENES_SD3, SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, saved, sd15, toy_branch, toy_model
 
 FLUX = "flux1-dev-fp8.safetensors"
 
@@ -49,8 +49,7 @@ def head_guidance_flux() -> Recipe:
     }
     for key, group, model in (("flux_stock", stock, "checkpoint"), ("flux_heads", ours, "heads")):
         nodes[f"{key}_sampler"] = Node("KSampler", {"model": link(model), **sampling}, group, group)
-        nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("checkpoint", 2)}, group)
-        nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+        nodes |= saved(f"{key}_sampler", link("checkpoint", 2), group, key, key)
     nodes["report"] = Node("LoomReport", {"model": link("heads"), "after": link("flux_heads_sampler")}, ours)
     note = (
         "# Head guidance (FLUX.1 dev)\n\n"
@@ -145,8 +144,7 @@ def find_heads_toy() -> Recipe:
     }  # fmt: skip
     for key, group, model in (("toy_stock", stock, "model"), ("toy_heads", ours, "heads")):
         nodes[f"{key}_sampler"] = sampler(model, "latent", group, group, steps=16, cfg=3.0)
-        nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("vae")}, group)
-        nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+        nodes |= saved(f"{key}_sampler", link("vae"), group, key, key)
     note = (
         "# Find guidance heads (toy world)\n\n"
         "Searches the nine heads of a tiny SD3 model for those whose weakening makes pictures more colourful: three prompts, one seed each, 8 steps. The preview shows "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import SCENES_SD3, Node, Recipe, link, sampler, toy_model
+from .base import SCENES_SD3, Node, Recipe, link, sampler, saved, toy_model, toy_unet
 
 SDXL = "sd_xl_base_1.0.safetensors"
 SDXL_FILE = {"name": SDXL, "url": f"https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}", "directory": "checkpoints"}
@@ -25,8 +25,7 @@ def same_subjects_toy() -> Recipe:
     nodes["keep"] = Node("LoomIRDiffusion", {"model": link("shift"), "scene_masks": link("scene_masks"), "reference_masks": link("own_masks"), "strength": 1.0, **words}, ours)
     for key, group, model in (("same_stock", stock, "shift"), ("same_kept", ours, "keep")):
         nodes[f"{key}_sampler"] = _sampler(model, group, group, 16, 3.0, "euler", "simple")
-        nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("vae")}, group)
-        nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+        nodes |= saved(f"{key}_sampler", link("vae"), group, key, key)
     nodes["report"] = Node("LoomReport", {"model": link("keep"), "after": link("same_kept_sampler")}, ours)
     note = (
         "# Subjects that stay the same (toy world)\n\n"
@@ -57,11 +56,9 @@ def same_subjects_sdxl() -> Recipe:
     nodes["keep"] = Node("LoomIRDiffusion", {"model": link("checkpoint"), "scene_masks": link("scene_masks"), "reference_masks": link("own_masks"), "strength": 1.0}, ours)
     for key, group, model in (("same_stock", stock, "checkpoint"), ("same_kept", ours, "keep")):
         nodes[f"{key}_sampler"] = _sampler(model, group, group, 50, 7.0, "euler", "normal")
-        nodes[f"{key}_decode"] = Node("VAEDecode", {"samples": link(f"{key}_sampler"), "vae": link("checkpoint", 2)}, group)
-        nodes[f"{key}_save"] = Node("SaveImage", {"images": link(f"{key}_decode"), "filename_prefix": f"attention_loom/{key}"}, group)
+        nodes |= saved(f"{key}_sampler", link("checkpoint", 2), group, key, key)
     nodes["scene"] = Node("LatentFromBatch", {"samples": link("same_kept_sampler"), "batch_index": 2, "length": 1}, ours, "The scene alone")
-    nodes["scene_decode"] = Node("VAEDecode", {"samples": link("scene"), "vae": link("checkpoint", 2)}, ours)
-    nodes["scene_save"] = Node("SaveImage", {"images": link("scene_decode"), "filename_prefix": "attention_loom/same_scene"}, ours)
+    nodes |= saved("scene", link("checkpoint", 2), ours, "same_scene", "scene")
     nodes["report"] = Node("LoomReport", {"model": link("keep"), "after": link("same_kept_sampler")}, ours)
     note = (
         "# Subjects that stay the same (SDXL)\n\n"
@@ -95,8 +92,7 @@ def subjects_from_pictures_sdxl() -> Recipe:
     kept = {"model": link("checkpoint"), "scene_masks": link("scene_masks"), "reference_masks": link("own_masks"), "strength": 1.0, "subjects": link("references")}
     nodes["keep"] = Node("LoomIRDiffusion", kept, sample)
     nodes["sampler"] = sampler("keep", "latent", sample, "", 50, 7.0)
-    nodes["decode"] = Node("VAEDecode", {"samples": link("sampler"), "vae": link("checkpoint", 2)}, sample)
-    nodes["save"] = Node("SaveImage", {"images": link("decode"), "filename_prefix": "attention_loom/subjects_from_pictures"}, sample)
+    nodes |= saved("sampler", link("checkpoint", 2), sample, "subjects_from_pictures")
     nodes["report"] = Node("LoomReport", {"model": link("keep"), "after": link("sampler")}, sample)
     note = (
         "# Subjects from your own pictures (SDXL)\n\n"
@@ -112,23 +108,19 @@ def masks_on_the_spot_toy() -> Recipe:
     """The toy world's SD 1.5: portraits and scene sampled stock, masks of their subjects from attention, then IR-Diffusion with these masks."""
     load, text, stock, found, ours = "Toy world model", "Portraits and scene", "Stock", "Where they are", "Kept"
     nodes = {
-        "unet": Node("ToyWorldUNet", {"unet_name": "scenes_sd15.safetensors"}, load),
-        "clip": Node("ToyWorldTextEncoder", {"clip_name": "scenes_sd15_text.safetensors"}, load),
-        "vae": Node("VAELoader", {"vae_name": "scenes_picture_vae.safetensors"}, load),
+        **toy_unet(load),
         "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, load),
     }
     scene, portraits = "a red circle and a blue square on a grey background", ("a large red circle on a grey background", "a large blue square on a grey background")
     _texts(nodes, text, link("clip"), scene, portraits, "")
     nodes["spot_stock_sampler"] = _sampler("unet", stock, stock, 20, 3.0, "dpmpp_2m", "normal")
-    nodes["spot_stock_decode"] = Node("VAEDecode", {"samples": link("spot_stock_sampler"), "vae": link("vae")}, stock)
-    nodes["spot_stock_save"] = Node("SaveImage", {"images": link("spot_stock_decode"), "filename_prefix": "attention_loom/spot_stock"}, stock)
+    nodes |= saved("spot_stock_sampler", link("vae"), stock, "spot_stock", "spot_stock")
     _found(nodes, found, "unet", link("clip"), "spot_stock_sampler", scene, portraits, ("red circle", "blue square"), {"affinity": 1})
     nodes["keep"] = Node(
         "LoomIRDiffusion", {"model": link("unet"), "scene_masks": link("masks_scene"), "reference_masks": link("masks_2"), "strength": 1.0, "start_layer": 8}, ours
     )
     nodes["spot_sampler"] = _sampler("keep", ours, ours, 20, 3.0, "dpmpp_2m", "normal")
-    nodes["spot_decode"] = Node("VAEDecode", {"samples": link("spot_sampler"), "vae": link("vae")}, ours)
-    nodes["spot_save"] = Node("SaveImage", {"images": link("spot_decode"), "filename_prefix": "attention_loom/spot_kept"}, ours)
+    nodes |= saved("spot_sampler", link("vae"), ours, "spot_kept", "spot")
     nodes["report"] = Node("LoomReport", {"model": link("keep"), "after": link("spot_sampler")}, ours)
     note = (
         "# Masks on the spot (toy world)\n\n"
@@ -154,13 +146,11 @@ def masks_on_the_spot_sdxl() -> Recipe:
     )
     _texts(nodes, text, link("checkpoint", 1), scene, portraits, "blurry, deformed, cropped")
     nodes["spot_stock_sampler"] = _sampler("checkpoint", stock, stock, 50, 7.0, "euler", "normal")
-    nodes["spot_stock_decode"] = Node("VAEDecode", {"samples": link("spot_stock_sampler"), "vae": link("checkpoint", 2)}, stock)
-    nodes["spot_stock_save"] = Node("SaveImage", {"images": link("spot_stock_decode"), "filename_prefix": "attention_loom/spot_stock"}, stock)
+    nodes |= saved("spot_stock_sampler", link("checkpoint", 2), stock, "spot_stock", "spot_stock")
     _found(nodes, found, "checkpoint", link("checkpoint", 1), "spot_stock_sampler", scene, portraits, ("red fox", "snowy owl"), {"looks": 4})
     nodes["keep"] = Node("LoomIRDiffusion", {"model": link("checkpoint"), "scene_masks": link("masks_scene"), "reference_masks": link("masks_2"), "strength": 1.0}, ours)
     nodes["spot_sampler"] = _sampler("keep", ours, ours, 50, 7.0, "euler", "normal")
-    nodes["spot_decode"] = Node("VAEDecode", {"samples": link("spot_sampler"), "vae": link("checkpoint", 2)}, ours)
-    nodes["spot_save"] = Node("SaveImage", {"images": link("spot_decode"), "filename_prefix": "attention_loom/spot_kept"}, ours)
+    nodes |= saved("spot_sampler", link("checkpoint", 2), ours, "spot_kept", "spot")
     nodes["report"] = Node("LoomReport", {"model": link("keep"), "after": link("spot_sampler")}, ours)
     note = (
         "# Masks on the spot (SDXL)\n\n"
