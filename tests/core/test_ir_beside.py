@@ -8,21 +8,11 @@ from attention_loom.core.attach import attach, record_of
 from attention_loom.core.beside import Beside
 from attention_loom.core.errors import LoomError
 from attention_loom.core.methods.ir_diffusion import IRDiffusion
+from ir_scene import OWNER, REFERENCES, SCENE
 
 pytestmark = pytest.mark.host
-OWNER = IRDiffusion.owner
 SIZE = {"sd15": (4, 8, 12), "sd3": (16, 8, 12), "flux": (16, 8, 12)}
 SEED = 4
-
-
-def box(top, bottom, left, right, y=32, x=48):
-    mask = torch.zeros(y, x)
-    mask[round(top * y) : round(bottom * y), round(left * x) : round(right * x)] = 1
-    return mask
-
-
-SCENE = torch.stack([box(0.25, 1, 0, 0.34), box(0, 0.75, 0.5, 1)])[None]
-REFERENCES = torch.stack([box(0.25, 0.75, 0.34, 0.84), box(0, 1, 0.17, 0.67)])
 
 
 @pytest.fixture(scope="module")
