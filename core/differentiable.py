@@ -16,6 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .errors import LoomError
+
 COMPILED = "torch.compile"
 """Key of the host's wrapper that runs a compiled model; a gradient takes the plain one."""
 
@@ -100,6 +102,20 @@ def thawed(model: nn.Module) -> Iterator[None]:
 def _same_memory(value: Tensor) -> Tensor:
     out = torch.empty(0, dtype=value.dtype, device=value.device)
     return out.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+
+
+@contextmanager
+def explained(owner: str, advice: str) -> Iterator[None]:
+    """What autograd says, as a sentence for users. advice: what to do where memory is short."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LoomError(f"{owner} ran out of memory while taking the gradient; {advice}.") from error
+    except (RuntimeError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LoomError(
+            f"{owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load the model in fp16, bf16 or fp32."
+        ) from error
 
 
 def plain(value: Any) -> Any:

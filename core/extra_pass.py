@@ -44,10 +44,13 @@ def evaluate(pass_: ExtraPass, args: dict[str, Any]) -> Tensor:
     """The positive conditioning once more, marked with ``pass_``, which then holds what happened: the denoised latent. args: as the host gives them to post-CFG functions."""
     import comfy.samplers
 
-    options = args["model_options"]
-    marked = dict(options) | {"transformer_options": dict(options.get("transformer_options", {})) | {EXTRA: pass_}}
-    (extra,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], marked)
+    (extra,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], marked(pass_, args["model_options"]))
     return extra  # type: ignore[no-any-return]
+
+
+def marked(pass_: ExtraPass, options: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the host's model options whose model calls belong to ``pass_``."""
+    return dict(options) | {"transformer_options": dict(options.get("transformer_options", {})) | {EXTRA: pass_}}
 
 
 def _timestep(sampling: Any, sigma: Tensor) -> float:

@@ -9,15 +9,15 @@ the sampler's state: samplers that hand over a copy are refused, and so are inpa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .columns import Collector, Columns, Finished
-from .differentiable import gradients, options_for_gradient, plain, positive_only, thawed
+from .differentiable import explained, gradients, options_for_gradient, plain, positive_only, thawed
 from .errors import LoomError
 from .guidance import EXTRA, ExtraPass
 from .influence import Influence, Taps
@@ -208,21 +208,9 @@ class LatentStep:
     def _no_maps(self) -> str:
         return f"{self._method.owner} found no attention maps in the chosen blocks; another node may replace these blocks: choose others."
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self) -> AbstractContextManager[None]:
         """What autograd says, as a sentence for users."""
-        owner = self._method.owner
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise LoomError(
-                f"{owner} ran out of memory while taking the gradient; switch spare_memory on, choose blocks that lie earlier in the model, or a smaller picture."
-            ) from error
-        except (RuntimeError, NotImplementedError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise LoomError(
-                f"{owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load the model in fp16, bf16 or fp32."
-            ) from error
+        return explained(self._method.owner, "switch spare_memory on, choose blocks that lie earlier in the model, or a smaller picture")
 
     def _forward(self, entry: dict[str, Any], x: Tensor, collector: Collector, aside: bool = False) -> Tensor | None:
         """The denoised latent, None if the pass was ended early. aside: other readers look away."""

@@ -61,10 +61,12 @@ class LoomInspector(io.ComfyNode):
                 io.Int.Input("rows", default=128, min=16, max=1024, optional=True,
                              tooltip="Image tokens sampled per call, evenly spread. 128 is plenty for pictures, 256 for video; time and memory grow with it. (spec: M)"),
                 io.Combo.Input("importance", options=list(MODES), default="off", optional=True,
-                               tooltip="How much each head matters: what pruning it does to the prediction, at each chosen step. full: one evaluation of the model per head and step; screen: first whole layers, then the heads of the six that matter most. Slow; the image stays the same."),
+                               tooltip="How much each head matters: what pruning it does to the prediction, at each chosen step. full: one evaluation of the model per head and step; screen: first whole layers, then the heads of the six that matter most; fast: an estimate for all heads from one evaluation with a gradient per step. The image stays the same."),
                 io.Combo.Input("prune", options=list(PRUNE), default="mean", optional=True,
                                tooltip="What a pruned head does: mean: every token reads the mean of all; identity: each keeps to itself, as in Head Guidance at u 1; zero: the head is put out, which is farther from what the model knows."),
                 io.Boolean.Input("sure", default=False, optional=True, tooltip="Allows importance to take more than 5000 evaluations of the model."),
+                io.Boolean.Input("spare_memory", default=False, optional=True,
+                                 tooltip="Only for importance fast: keep what its gradient needs in system memory instead of the GPU's; slower, for large models and pictures."),
                 ),
             ],
             outputs=[
@@ -77,10 +79,10 @@ class LoomInspector(io.ComfyNode):
     def execute(cls, model: Any, steps: str, **more: Any) -> io.NodeOutput:
         """validate -> configure -> attach."""
         mode = common.choice("importance", more.pop("importance", "off"), list(MODES))
-        prune, sure = more.pop("prune", "mean"), more.pop("sure", False)
+        asked = {name: more.pop(name) for name in ("prune", "sure", "spare_memory") if name in more}
         method = configure(steps, **more)
         patched = attach(model, method)
-        return io.NodeOutput(patched if mode == "off" else install(patched, method, mode, prune, sure), method.into)
+        return io.NodeOutput(patched if mode == "off" else install(patched, method, mode, **asked), method.into)
 
 
 def configure(

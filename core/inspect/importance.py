@@ -8,6 +8,10 @@ head pruned, at the same latent x and noise level, for the positive prompt::
     importance low    the first, in the lower half of the radii of the 2-D spectrum (structure); high: in the upper half (texture)
     importance rank   place among the heads pruned at that step, 1 the most important, 0 the least
 
+To first order, from one evaluation with gradients (:mod:`slope`), with O_h the output of head h and P_h what pruning puts in its place::
+
+    importance fast   ||dD/dO_h (P_h - O_h)|| / ||D||, the norm estimated from 16 random directions
+
 Means over samples and the chosen steps.
 """
 
@@ -16,7 +20,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-METRICS = ("importance", "importance angle", "importance low", "importance high", "importance rank")
+PRUNED = ("importance", "importance angle", "importance low", "importance high", "importance rank")
+"""Of heads pruned one by one."""
+FAST = "importance fast"
+METRICS = (*PRUNED, FAST)
 HALF = 0.25
 """Cycles per latent pixel that divide low from high: half of the Nyquist limit."""
 Pruned = dict[tuple[int, int], dict[str, float]]
@@ -51,12 +58,12 @@ def _bands(x: Tensor) -> tuple[Tensor, Tensor]:
     return _norm(spectrum * low), _norm(spectrum * ~low)
 
 
-def ranked(heads: Pruned) -> Pruned:
-    """With the rank filled in; equal changes share a rank."""
-    values = sorted(v["importance"] for v in heads.values())
+def ranked(heads: Pruned, by: str = "importance") -> Pruned:
+    """With the rank by one metric filled in; equal changes share a rank."""
+    values = sorted(v[by] for v in heads.values())
     last = max(1, len(values) - 1)
     places = {v: (values.index(v) + len(values) - 1 - values[::-1].index(v)) / 2 / last for v in set(values)}
-    return {at: v | {"importance rank": places[v["importance"]]} for at, v in heads.items()}
+    return {at: v | {"importance rank": places[v[by]]} for at, v in heads.items()}
 
 
 def by_head(steps: dict[int, Pruned], layer: int, heads: int) -> dict[str, Tensor]:
@@ -64,6 +71,6 @@ def by_head(steps: dict[int, Pruned], layer: int, heads: int) -> dict[str, Tenso
     out: dict[str, Tensor] = {}
     for head in range(heads):
         found = [pruned[layer, head] for pruned in steps.values() if (layer, head) in pruned]
-        for metric in METRICS if found else ():
+        for metric in found[0] if found else ():
             out.setdefault(metric, torch.full((heads,), torch.nan))[head] = sum(f[metric] for f in found) / len(found)
     return out

@@ -1,4 +1,4 @@
-"""Importance of heads during an ordinary run: at the steps the Inspector reads, extra evaluations with one head pruned each."""
+"""Importance of heads during an ordinary run: at the steps the Inspector reads, extra evaluations with one head pruned each, or one with a gradient."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from ..extra_pass import evaluate
 from ..families import family_of
 from ..methods.inspector import Inspector, Watch
 from ..methods.prune import PrunePass, Pruning
+from ..methods.prune_slope import PruneSlope, SlopePass
 from ..report import Run
 from .importance import Pruned, changes, ranked
+from .slope import slopes
 
-MODES = ("off", "screen", "full")
+MODES = ("off", "fast", "screen", "full")
 LAYERS = 6
 """Layers whose heads are pruned one by one in mode screen."""
 MOST = 5000
@@ -27,22 +29,26 @@ MOST = 5000
 @dataclass(frozen=True)
 class Probes:
     """What is pruned. layers: (layer, heads); steps: how many are read; mode: "full": every head at every step; "screen": at the first
-    step each layer as a whole, then the heads of the six whose pruning changes most.
+    step each layer as a whole, then the heads of the six whose pruning changes most; "fast": all heads to first order. spare_memory: what the
+    gradient of "fast" needs waits in system memory.
     """
 
     layers: tuple[tuple[int, int], ...]
     steps: int
     mode: str
+    spare_memory: bool = False
 
     @property
     def evaluations(self) -> int:
-        """Of the model, at most; each as long as a step without CFG."""
+        """Of the model, at most; each as long as a step without CFG, with a gradient about three times that."""
+        if self.mode == "fast":
+            return self.steps
         if self.mode == "full":
             return self.steps * sum(n for _, n in self.layers)
         return len(self.layers) + self.steps * sum(sorted((n for _, n in self.layers), reverse=True)[:LAYERS])
 
 
-def install(model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False) -> Any:
+def install(model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False, spare_memory: bool = False) -> Any:
     """A clone of ``model``, on which ``inspector`` is already attached, that measures importance as well.
 
     Raises LoomError where more than 5000 evaluations would be made and ``sure`` is False: with the estimate.
@@ -50,13 +56,13 @@ def install(model: Any, inspector: Inspector, mode: str, prune: str = "mean", su
     diffusion = model.get_model_object("diffusion_model")
     family = family_of(diffusion)
     layers = tuple((b.ordinal, family.heads(diffusion, b)) for b in family.blocks(diffusion) if b in inspector.blocks)
-    probes = Probes(layers, len(inspector.percents), mode)
+    probes = Probes(layers, len(inspector.percents), mode, spare_memory)
     if probes.evaluations > MOST and not sure:
         raise LoomError(
-            f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen, "
+            f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen or fast, "
             "fewer steps or blocks, or switch 'sure' on."
         )
-    clone = attach(model, Pruning(prune))
+    clone = attach(model, PruneSlope(prune) if mode == "fast" else Pruning(prune))
     clone.set_model_sampler_post_cfg_function(prober(inspector, probes))
     return clone
 
@@ -70,7 +76,7 @@ def prober(inspector: Inspector, probes: Probes) -> Callable[[dict[str, Any]], T
         watch = None if run is None else run.state.get((inspector.owner, id(inspector.into)))
         step = None if watch is None else _reading(watch, float(args["sigma"].max()))
         if run is not None and watch is not None and step is not None:
-            watch.study.pruned[step] = _probe(args, probes, watch, run)
+            watch.study.pruned[step] = (_fast if probes.mode == "fast" else _probe)(args, probes, watch, run)
         return args["denoised"]
 
     return post_cfg
@@ -106,5 +112,22 @@ def _one(args: dict[str, Any], layer: int, head: int | None, run: Run) -> dict[s
     pruned = evaluate(pass_, args)
     run.passes[Pruning.owner] += 1
     if not pass_.touched:
-        raise LoomError(f"layer {layer} could not be pruned: another node replaces its attention or skips it; leave it out with 'blocks', or set importance off.")
+        raise _unreached(layer)
     return changes(args["cond_denoised"], pruned, args["input"])
+
+
+def _fast(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Pruned:
+    """All heads by one evaluation with a gradient. Raises LoomError where a layer's attention cannot be reached."""
+    layers = [layer for layer, _ in probes.layers]
+    pass_ = SlopePass(PruneSlope.owner, samples=len(args["input"]), layers=frozenset(layers))
+    found = slopes(args, pass_, probes.spare_memory)
+    run.passes[PruneSlope.owner] += 1
+    watch.study.evaluations += 1
+    missed = [layer for layer in layers if layer not in pass_.gates]
+    if missed:
+        raise _unreached(missed[0])
+    return found
+
+
+def _unreached(layer: int) -> LoomError:
+    return LoomError(f"layer {layer} could not be pruned: another node replaces its attention or skips it; leave it out with 'blocks', or set importance off.")

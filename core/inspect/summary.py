@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LoomError
 from .frames import profiles, suggest
-from .importance import METRICS
+from .importance import FAST, METRICS, PRUNED
 from .statistics import HeadStats
 from .study import Place, Study
 
@@ -21,6 +21,7 @@ MEASURES = (
     "row", "column", "same frame", "same place, other frames", *METRICS,
 )  # fmt: skip
 ORDERS = ("highest", "lowest")
+MOST_HEADS = 1_000_000
 Head = tuple[Place, int]
 
 
@@ -107,12 +108,12 @@ def text(study: Study, measure: str, heads: list[Head]) -> str:
 
 def _importance(study: Study) -> str:
     """Which heads matter and how unequally, from the pruned ones."""
-    values = np.concatenate([value_of(study, p, METRICS[0]) for p in study.places() if METRICS[0] in study.mean(p).scalars])
-    known = np.sort(values[np.isfinite(values)])[::-1]
+    by = next(m for m in (PRUNED[0], FAST) if m in available(study))
+    known = np.array([value_of(study, place, by)[head] for place, head in top_heads(study, by, MOST_HEADS)])
     top = float(known[: max(1, len(known) // 10)].mean() / max(float(np.median(known)), 1e-12))
     return (
-        f"importance: {len(known)} heads pruned one by one in {study.evaluations} evaluations; most: {heads_text(top_heads(study, METRICS[0], 5))}; "
-        f"the top tenth changes the prediction {top:.1f} times as much as the median head"
+        f"importance: {len(known)} heads {'to first order' if by == FAST else 'pruned one by one'} in {study.evaluations} evaluations; "
+        f"most: {heads_text(top_heads(study, by, 5))}; the top tenth changes the prediction {top:.1f} times as much as the median head"
     )
 
 

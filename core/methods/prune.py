@@ -20,6 +20,17 @@ PRUNE = {"mean": "mean", "identity": "identity", "zero": ""}
 """The user's word -> the plan's target: every token reads the mean of all values, or its own value alone; zero: nothing, whatever the plan."""
 
 
+def check_prune(prune: str) -> None:
+    """Raises LoomError for a word that is no key of :data:`PRUNE`."""
+    if prune not in PRUNE:
+        raise LoomError(f"prune '{prune}' was given; choose one of {', '.join(PRUNE)}.")
+
+
+def prunable(call: AttentionCall) -> bool:
+    """Whether heads of this call can be pruned: attention of a numbered block over its own tokens."""
+    return call.kind in ("self", "joint") and call.q == call.k
+
+
 @dataclass
 class PrunePass(ExtraPass):
     """heads: layer -> which are pruned; None: all of that layer."""
@@ -37,8 +48,7 @@ class Pruning(Method):
     prune: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.prune not in PRUNE:
-            raise LoomError(f"prune '{self.prune}' was given; choose one of {', '.join(PRUNE)}.")
+        check_prune(self.prune)
 
     @property
     def only_in(self) -> str:
@@ -47,7 +57,7 @@ class Pruning(Method):
 
     def wants(self, call: AttentionCall) -> bool:
         """The pruned layer's attention over its own tokens."""
-        return isinstance(call.extra, PrunePass) and call.kind in ("self", "joint") and call.block.ordinal in call.extra.heads and call.q == call.k
+        return isinstance(call.extra, PrunePass) and prunable(call) and call.block.ordinal in call.extra.heads
 
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Stage 7, at full amount."""

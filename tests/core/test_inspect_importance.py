@@ -1,6 +1,7 @@
 """Importance by pruning: metrics in closed form, what is pruned against a hand-written override, and an image that stays what it is."""
 
 import json
+from dataclasses import replace
 
 import host_inprocess
 import pytest
@@ -9,8 +10,9 @@ from attention_loom.core.attach import attach, record_of
 from attention_loom.core.errors import LoomError
 from attention_loom.core.families.base import number
 from attention_loom.core.inspect import prune as prune_module
+from attention_loom.core.inspect import slope as slope_module
 from attention_loom.core.inspect.gallery import Look, draw
-from attention_loom.core.inspect.importance import METRICS, by_head, changes, ranked
+from attention_loom.core.inspect.importance import FAST, PRUNED, by_head, changes, ranked
 from attention_loom.core.inspect.prune import MOST, Probes, install
 from attention_loom.core.inspect.study import Collection
 from attention_loom.core.inspect.summary import as_json, heads_text, text, top_heads
@@ -43,8 +45,8 @@ def test_ranks_share_ties_and_means_skip_what_was_not_pruned():
     found = ranked({(0, 0): {"importance": 1.0}, (0, 1): {"importance": 3.0}, (1, 0): {"importance": 1.0}, (1, 1): {"importance": 2.0}})
     assert [found[at]["importance rank"] for at in found] == [pytest.approx(1 / 6), 1.0, pytest.approx(1 / 6), pytest.approx(2 / 3)]
     assert ranked({(0, 0): {"importance": 1.0}})[0, 0]["importance rank"] == 0.0
-    one = dict.fromkeys(METRICS, 1.0)
-    means = by_head({0: {(2, 0): one}, 3: {(2, 0): dict.fromkeys(METRICS, 3.0), (2, 2): one}}, 2, 3)
+    one = dict.fromkeys(PRUNED, 1.0)
+    means = by_head({0: {(2, 0): one}, 3: {(2, 0): dict.fromkeys(PRUNED, 3.0), (2, 2): one}}, 2, 3)
     assert means["importance"].tolist()[::2] == [2.0, 1.0]
     assert means["importance"][1].isnan()
     assert by_head({0: {(2, 0): one}}, 1, 3) == {}
@@ -59,7 +61,7 @@ def test_evaluations_are_counted_before():
 # --- on the host's models ---------------------------------------------------------------------------------------------------
 
 
-def inspect(name="flux", mode="full", prune="mean", percents=(0.0, 0.5), after=lambda m: m, how=None, latent=None, **sampling):
+def inspect(name="flux", mode="full", prune="mean", percents=(0.0, 0.5), after=lambda m: m, how=None, latent=None, asked=None, **sampling):
     """(study, sampled latent, the tiny model, the patched one)"""
     host_inprocess.import_host()
     from tiny_models import sample, tiny
@@ -67,7 +69,7 @@ def inspect(name="flux", mode="full", prune="mean", percents=(0.0, 0.5), after=l
     with torch.inference_mode():
         model = tiny(name, latent=latent)
         method = Inspector(percents=percents, into=Collection(), **how or {})
-        patched = after(install(attach(model.patcher, method), method, mode, prune))
+        patched = after(install(attach(model.patcher, method), method, mode, prune, **asked or {}))
         out = sample(patched, model, **sampling)
     return method.into.last, out, model, patched
 
@@ -89,7 +91,7 @@ def test_the_image_is_bit_identical_and_every_head_is_pruned_once_per_step(name,
     assert all(set(pruned) == heads for pruned in study.pruned.values())
     assert study.evaluations == 2 * len(heads) == record_of(patched).last.passes[Pruning.owner]
     for place in study.places():
-        for metric in METRICS:
+        for metric in PRUNED:
             values = study.mean(place).scalars[metric]
             assert bool(values.isfinite().all())
         assert (study.mean(place).scalars["importance"] > 0).all()
@@ -125,7 +127,7 @@ def test_a_pruned_head_is_what_an_override_of_ones_own_makes(prune):
         return model
 
     study, *_ = inspect("flux", prune=prune, percents=(0.0,), after=keep)
-    assert set(seen) == {*METRICS} - {"importance rank"}
+    assert set(seen) == {*PRUNED} - {"importance rank"}
     for metric, value in seen.items():
         assert study.pruned[0][1, 1][metric] == pytest.approx(value, rel=1e-3, abs=1e-7), metric
 
@@ -170,9 +172,113 @@ def test_too_many_evaluations_need_a_second_word(monkeypatch):
 
     monkeypatch.setattr(prune_module, "MOST", 10)
     method, model = Inspector(), tiny("flux")
-    with pytest.raises(LoomError, match=r"importance 'full' would evaluate the model 18 times \(6 heads at 3 steps\), more than 10; choose screen"):
+    with pytest.raises(LoomError, match=r"importance 'full' would evaluate the model 18 times \(6 heads at 3 steps\), more than 10; choose screen or fast"):
         install(attach(model.patcher, method), method, "full")
     install(attach(model.patcher, method), method, "full", sure=True)
     with pytest.raises(LoomError, match="prune 'half' was given; choose one of mean, identity, zero"):
         install(model.patcher, method, "full", prune="half", sure=True)
     assert MOST == 5000
+
+
+# --- to first order ---------------------------------------------------------------------------------------------------------
+
+
+def scores(study, metric):
+    """Mean over the steps, heads in order."""
+    heads = sorted(next(iter(study.pruned.values())))
+    return torch.tensor([[pruned[at][metric] for at in heads] for pruned in study.pruned.values()]).mean(0)
+
+
+def spearman(a, b):
+    return float(torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (a, b)]))[0, 1])
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("prune", ["mean", "identity"])
+def test_fast_ranks_heads_as_pruning_does(prune, monkeypatch):
+    """Two double and six single blocks of four heads."""
+    host_inprocess.import_host()
+    import tiny_models
+
+    small = tiny_models.RECIPES["flux"]
+    deep = replace(small, unet=small.unet | {"depth": 2, "depth_single_blocks": 6, "num_heads": 4, "hidden_size": 128})
+    monkeypatch.setitem(tiny_models.RECIPES, "flux_deep", deep)
+    full, *_ = inspect("flux_deep", prune=prune)
+    fast, *_ = inspect("flux_deep", mode="fast", prune=prune)
+    measured, estimated = scores(full, "importance"), scores(fast, FAST)
+    assert len(measured) == 32
+    assert spearman(measured, estimated) > 0.7
+    assert estimated.sum() == pytest.approx(measured.sum(), rel=0.25), "the same number, estimated"
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("prune", ["mean", "identity", "zero"])
+def test_fast_is_the_limit_of_a_little_pruning(prune):
+    """Every head a hundredth of the way, through an override of one's own, seen along the same random directions."""
+    host_inprocess.import_host()
+    import comfy.samplers
+
+    little, changed = 0.01, {}
+
+    def keep(model):
+        def by_hand(args):
+            for layer, head in [(n, h) for n in range(3) for h in range(2)] if not changed else ():
+                count = iter(range(99))
+
+                def override(func, q, k, v, heads, *rest, **kw):
+                    out = func(q, k, v, heads, *rest, **kw).clone()
+                    if next(count) == layer:  # noqa: B023
+                        width, mine = v.shape[-1], v[:, head]  # noqa: B023
+                        there = {"identity": mine, "mean": mine.mean(1, keepdim=True), "zero": torch.zeros_like(mine)}[prune]
+                        part = out[..., head * width : (head + 1) * width]  # noqa: B023
+                        part += little * (there - part)
+                    return out
+
+                options = dict(args["model_options"]) | {"transformer_options": {"optimized_attention_override": override}}
+                (pruned,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+                step = (pruned - args["cond_denoised"]) / little
+                along = torch.stack([(slope_module._direction(i, step) * step).sum() for i in range(slope_module.DIRECTIONS)])
+                changed[layer, head] = float(along.square().mean().sqrt() / args["cond_denoised"].norm())
+            return args["denoised"]
+
+        model.set_model_sampler_post_cfg_function(by_hand)
+        return model
+
+    study, *_ = inspect("flux", mode="fast", prune=prune, percents=(0.0,), after=keep)
+    for at, value in changed.items():
+        assert study.pruned[0][at][FAST] == pytest.approx(value, rel=0.03), at
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(("name", "latent"), [("flux", (2, 16, 4, 6)), ("sd3", None), ("wan", None), ("lumina2", None), ("svd", None)])
+def test_fast_leaves_the_image_bit_identical_and_reaches_every_head(name, latent):
+    from tiny_models import sample, tiny
+
+    study, out, model, patched = inspect(name, mode="fast", latent=latent, percents=(0.0, 0.5), asked={"spare_memory": name == "flux"})
+    with torch.inference_mode():
+        assert torch.equal(out, sample(tiny(name).patcher, model))
+    heads = {(p.layer, h) for p in study.places() for h in range(model.facts.heads)}
+    assert [set(pruned) for pruned in study.pruned.values()] == [heads] * 2
+    assert study.evaluations == 2 == record_of(patched).last.passes["Attention Inspector, first order"]
+    assert (scores(study, FAST) > 0).all()
+    assert f"importance: {len(heads)} heads to first order in 2 evaluations" in text(study, FAST, top_heads(study, FAST, 3))
+
+
+@pytest.mark.host
+def test_fast_means_over_pictures_what_each_has_alone():
+    """Batch rows keep gates of their own: two pictures give the mean of their scores, not the score of their sum."""
+
+    def score(squares):
+        return slope_module._scores({0: squares})[0, 0][FAST]
+
+    gates = {0: torch.zeros(2, 1, requires_grad=True)}
+    y = torch.tensor([[3.0], [-4.0]]) * gates[0]
+    found = slope_module._squares(y.expand(2, 64), gates)[0]
+    assert found.flatten().tolist() == pytest.approx([9 * 64, 16 * 64], rel=0.6)
+    assert score(torch.tensor([[2.0], [4.0]])) == 3.0
+
+
+@pytest.mark.host
+def test_a_prompt_with_hooks_has_no_gradient():
+    with pytest.raises(LoomError, match=r"'fast' cannot take a gradient through a prompt that carries hooks"):
+        slope_module.slopes({"model": None, "sigma": torch.ones(1), "cond": [{"hooks": object()}]}, None, False)
