@@ -42,10 +42,14 @@ def guide(method: GuidanceMethod) -> Callable[[dict[str, Any]], Tensor]:
 
 def evaluate(pass_: ExtraPass, args: dict[str, Any]) -> Tensor:
     """The positive conditioning once more, marked with ``pass_``, which then holds what happened: the denoised latent. args: as the host gives them to post-CFG functions."""
+    return evaluate_all(pass_, args, ("cond",))[0]
+
+
+def evaluate_all(pass_: ExtraPass, args: dict[str, Any], prompts: tuple[str, ...]) -> list[Tensor]:
+    """As :func:`evaluate` for several of the conditionings at once. prompts: their names in ``args``, "cond" or "uncond"; one denoised latent each."""
     import comfy.samplers
 
-    (extra,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], marked(pass_, args["model_options"]))
-    return extra  # type: ignore[no-any-return]
+    return comfy.samplers.calc_cond_batch(args["model"], [args[p] for p in prompts], args["input"], args["sigma"], marked(pass_, args["model_options"]))  # type: ignore[no-any-return]
 
 
 def marked(pass_: ExtraPass, options: dict[str, Any]) -> dict[str, Any]:

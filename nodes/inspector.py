@@ -67,6 +67,8 @@ class LoomInspector(io.ComfyNode):
                 io.Boolean.Input("sure", default=False, optional=True, tooltip="Allows importance to take more than 5000 evaluations of the model."),
                 io.Boolean.Input("spare_memory", default=False, optional=True,
                                  tooltip="Only for importance fast: keep what its gradient needs in system memory instead of the GPU's; slower, for large models and pictures."),
+                io.Boolean.Input("guidance", default=False, optional=True,
+                                 tooltip="Also prunes each head for the negative prompt, and measures what that does to the direction of CFG (importance guidance): how much the head carries the prompt. Twice the evaluations; needs cfg above 1 and importance screen or full."),
                 ),
             ],
             outputs=[
@@ -79,7 +81,7 @@ class LoomInspector(io.ComfyNode):
     def execute(cls, model: Any, steps: str, **more: Any) -> io.NodeOutput:
         """validate -> configure -> attach."""
         mode = common.choice("importance", more.pop("importance", "off"), list(MODES))
-        asked = {name: more.pop(name) for name in ("prune", "sure", "spare_memory") if name in more}
+        asked = {name: more.pop(name) for name in ("prune", "sure", "spare_memory", "guidance") if name in more}
         method = configure(steps, **more)
         patched = attach(model, method)
         return io.NodeOutput(patched if mode == "off" else install(patched, method, mode, **asked), method.into)

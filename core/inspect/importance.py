@@ -8,6 +8,10 @@ head pruned, at the same latent x and noise level, for the positive prompt::
     importance low    the first, in the lower half of the radii of the 2-D spectrum (structure); high: in the upper half (texture)
     importance rank   place among the heads pruned at that step, 1 the most important, 0 the least
 
+With the head pruned for the negative prompt as well (index u; c: positive)::
+
+    importance guidance   ||(D_c' - D_u') - (D_c - D_u)|| / ||D_c - D_u||: of the direction of CFG, how much the head carries the prompt
+
 To first order, from one evaluation with gradients (:mod:`slope`), with O_h the output of head h and P_h what pruning puts in its place::
 
     importance fast   ||dD/dO_h (P_h - O_h)|| / ||D||, the norm estimated from 16 random directions
@@ -23,7 +27,8 @@ from torch import Tensor
 PRUNED = ("importance", "importance angle", "importance low", "importance high", "importance rank")
 """Of heads pruned one by one."""
 FAST = "importance fast"
-METRICS = (*PRUNED, FAST)
+GUIDANCE = "importance guidance"
+METRICS = (*PRUNED, GUIDANCE, FAST)
 HALF = 0.25
 """Cycles per latent pixel that divide low from high: half of the Nyquist limit."""
 Pruned = dict[tuple[int, int], dict[str, float]]
@@ -40,6 +45,12 @@ def changes(plain: Tensor, pruned: Tensor, x: Tensor) -> dict[str, float]:
         "importance low": float(_ratio(low[0], high[0])),
         "importance high": float(_ratio(low[1], high[1])),
     }
+
+
+def guidance_change(plain: tuple[Tensor, Tensor], pruned: tuple[Tensor, Tensor]) -> float:
+    """Of D_c - D_u, relative. Each (D_c, D_u)."""
+    was, now = (c.detach().float() - u.detach().float() for c, u in (plain, pruned))
+    return float(_ratio(_norm(now - was), _norm(was)))
 
 
 def _norm(x: Tensor) -> Tensor:

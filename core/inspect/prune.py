@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..attach import RECORD, attach
 from ..errors import LoomError
-from ..extra_pass import evaluate
+from ..extra_pass import evaluate_all
 from ..families import family_of
 from ..methods.inspector import Inspector, Watch
-from ..methods.prune import PrunePass, Pruning
+from ..methods.prune import PrunePass, Pruning, no_negative
 from ..methods.prune_slope import PruneSlope, SlopePass
 from ..report import Run
-from .importance import Pruned, changes, ranked
+from .importance import GUIDANCE, Pruned, changes, guidance_change, ranked
 from .slope import slopes
 
 MODES = ("off", "fast", "screen", "full")
@@ -30,13 +30,14 @@ MOST = 5000
 class Probes:
     """What is pruned. layers: (layer, heads); steps: how many are read; mode: "full": every head at every step; "screen": at the first
     step each layer as a whole, then the heads of the six whose pruning changes most; "fast": all heads to first order. spare_memory: what the
-    gradient of "fast" needs waits in system memory.
+    gradient of "fast" needs waits in system memory; guidance: heads are pruned for the negative prompt as well.
     """
 
     layers: tuple[tuple[int, int], ...]
     steps: int
     mode: str
     spare_memory: bool = False
+    guidance: bool = False
 
     @property
     def evaluations(self) -> int:
@@ -44,25 +45,34 @@ class Probes:
         if self.mode == "fast":
             return self.steps
         if self.mode == "full":
-            return self.steps * sum(n for _, n in self.layers)
-        return len(self.layers) + self.steps * sum(sorted((n for _, n in self.layers), reverse=True)[:LAYERS])
+            return self.each * self.steps * sum(n for _, n in self.layers)
+        return len(self.layers) + self.each * self.steps * sum(sorted((n for _, n in self.layers), reverse=True)[:LAYERS])
+
+    @property
+    def each(self) -> int:
+        """Evaluations for one head at one step."""
+        return 2 if self.guidance else 1
 
 
-def install(model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False, spare_memory: bool = False) -> Any:
+def install(
+    model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False, spare_memory: bool = False, guidance: bool = False
+) -> Any:  # fmt: skip
     """A clone of ``model``, on which ``inspector`` is already attached, that measures importance as well.
 
-    Raises LoomError where more than 5000 evaluations would be made and ``sure`` is False: with the estimate.
+    Raises LoomError where settings do not fit together, and where more than 5000 evaluations would be made and ``sure`` is False: with the estimate.
     """
+    if guidance and mode == "fast":
+        raise LoomError("importance of the guidance is measured by pruning and importance is 'fast'; choose screen or full, or switch 'guidance' off.")
     diffusion = model.get_model_object("diffusion_model")
     family = family_of(diffusion)
     layers = tuple((b.ordinal, family.heads(diffusion, b)) for b in family.blocks(diffusion) if b in inspector.blocks)
-    probes = Probes(layers, len(inspector.percents), mode, spare_memory)
+    probes = Probes(layers, len(inspector.percents), mode, spare_memory, guidance)
     if probes.evaluations > MOST and not sure:
         raise LoomError(
             f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen or fast, "
             "fewer steps or blocks, or switch 'sure' on."
         )
-    clone = attach(model, PruneSlope(prune) if mode == "fast" else Pruning(prune))
+    clone = attach(model, PruneSlope(prune) if mode == "fast" else Pruning(prune, guidance))
     clone.set_model_sampler_post_cfg_function(prober(inspector, probes))
     return clone
 
@@ -94,26 +104,31 @@ def _probe(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Prun
     study = watch.study
     if not study.layer_importance and probes.mode == "screen":
         for layer, _ in probes.layers:
-            study.layer_importance[layer] = _one(args, layer, None, run)["importance"]
+            study.layer_importance[layer] = _one(args, layer, None, False, run)["importance"]
     best = sorted(study.layer_importance, key=lambda n: (-study.layer_importance[n], n))[:LAYERS]
     chosen = [(layer, h) for layer, heads in probes.layers if probes.mode == "full" or layer in best for h in range(heads)]
     bar = comfy.utils.ProgressBar(len(chosen))
     found: Pruned = {}
     for layer, head in chosen:
-        found[layer, head] = _one(args, layer, head, run)
+        found[layer, head] = _one(args, layer, head, probes.guidance, run)
         bar.update(1)
-    study.evaluations += len(chosen) + (len(probes.layers) if probes.mode == "screen" and not study.pruned else 0)
+    study.evaluations += probes.each * len(chosen) + (len(probes.layers) if probes.mode == "screen" and not study.pruned else 0)
     return ranked(found)
 
 
-def _one(args: dict[str, Any], layer: int, head: int | None, run: Run) -> dict[str, float]:
-    """What pruning does at this step. Raises LoomError where the layer's attention cannot be reached."""
+def _one(args: dict[str, Any], layer: int, head: int | None, guidance: bool, run: Run) -> dict[str, float]:
+    """What pruning does at this step. Raises LoomError where the layer's attention cannot be reached, or there is no negative prompt to ask."""
+    if guidance and args["uncond"] is None:
+        raise no_negative()
     pass_ = PrunePass(Pruning.owner, heads={layer: head})
-    pruned = evaluate(pass_, args)
-    run.passes[Pruning.owner] += 1
+    pruned = evaluate_all(pass_, args, ("cond", "uncond") if guidance else ("cond",))
+    run.passes[Pruning.owner] += len(pruned)
     if not pass_.touched:
         raise _unreached(layer)
-    return changes(args["cond_denoised"], pruned, args["input"])
+    found = changes(args["cond_denoised"], pruned[0], args["input"])
+    if guidance:
+        found[GUIDANCE] = guidance_change((args["cond_denoised"], args["uncond_denoised"]), (pruned[0], pruned[1]))
+    return found
 
 
 def _fast(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Pruned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -40,12 +40,13 @@ class PrunePass(ExtraPass):
 
 @dataclass(frozen=True)
 class Pruning(Method):
-    """prune: a key of :data:`PRUNE`."""
+    """prune: a key of :data:`PRUNE`; negative: the negative prompt is asked as well."""
 
     owner: ClassVar[str] = "Attention Inspector, pruning"
     reads: ClassVar[bool] = True
 
     prune: str = "mean"
+    negative: bool = False
 
     def __post_init__(self) -> None:
         check_prune(self.prune)
@@ -54,6 +55,11 @@ class Pruning(Method):
     def only_in(self) -> str:
         """Its own passes."""
         return self.owner
+
+    def check_prompts(self, prompts: dict[str, list[dict[str, Any]]], batch: int) -> None:
+        """There must be a negative prompt where it is asked."""
+        if self.negative and not prompts.get("negative"):
+            raise no_negative()
 
     def wants(self, call: AttentionCall) -> bool:
         """The pruned layer's attention over its own tokens."""
@@ -69,6 +75,14 @@ class Pruning(Method):
             return
         amounts = tuple(1.0 if head in (None, h) else 0.0 for h in range(call.heads))
         draft.mix(self.owner, head_mix(amounts, PRUNE[self.prune], "all", call.q, str(call.device)))
+
+
+def no_negative() -> LoomError:
+    """The sentence where the direction of CFG has only one end."""
+    return LoomError(
+        "importance of the guidance compares the positive with the negative prompt, and this run evaluates no negative one (cfg 1, or a guider without it); raise cfg above 1, "
+        "connect a negative prompt, or switch 'guidance' off."
+    )
 
 
 def _without(out: Tensor, head: int | None) -> Tensor:

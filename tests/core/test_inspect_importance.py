@@ -12,7 +12,7 @@ from attention_loom.core.families.base import number
 from attention_loom.core.inspect import prune as prune_module
 from attention_loom.core.inspect import slope as slope_module
 from attention_loom.core.inspect.gallery import Look, draw
-from attention_loom.core.inspect.importance import FAST, PRUNED, by_head, changes, ranked
+from attention_loom.core.inspect.importance import FAST, GUIDANCE, PRUNED, by_head, changes, guidance_change, ranked
 from attention_loom.core.inspect.prune import MOST, Probes, install
 from attention_loom.core.inspect.study import Collection
 from attention_loom.core.inspect.summary import as_json, heads_text, text, top_heads
@@ -282,3 +282,69 @@ def test_fast_means_over_pictures_what_each_has_alone():
 def test_a_prompt_with_hooks_has_no_gradient():
     with pytest.raises(LoomError, match=r"'fast' cannot take a gradient through a prompt that carries hooks"):
         slope_module.slopes({"model": None, "sigma": torch.ones(1), "cond": [{"hooks": object()}]}, None, False)
+
+
+# --- the direction of CFG -----------------------------------------------------------------------------------------------------
+
+
+def test_change_of_the_guidance_in_closed_form():
+    c, u = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert guidance_change((c, u), (c + 7, u + 7)) == pytest.approx(0.0, abs=1e-6), "both alike: the direction stays"
+    assert guidance_change((c, u), (u, c)) == pytest.approx(2.0)
+    assert guidance_change((c, u), (c, c)) == pytest.approx(1.0)
+
+
+@pytest.mark.host
+def test_a_head_is_pruned_for_both_prompts_as_by_hand():
+    """The same override by hand, each prompt by itself."""
+    host_inprocess.import_host()
+    import comfy.samplers
+
+    seen = {}
+
+    def keep(model):
+        def by_hand(args):
+            if not seen:
+
+                def pruned(prompt):
+                    count = iter(range(99))
+
+                    def override(func, q, k, v, heads, *rest, **kw):
+                        out = func(q, k, v, heads, *rest, **kw).clone()
+                        if next(count) == 1:
+                            out[..., v.shape[-1] : 2 * v.shape[-1]] = 0
+                        return out
+
+                    options = dict(args["model_options"]) | {"transformer_options": {"optimized_attention_override": override}}
+                    return comfy.samplers.calc_cond_batch(args["model"], [args[prompt]], args["input"], args["sigma"], options)[0]
+
+                before = args["cond_denoised"] - args["uncond_denoised"]
+                seen["change"] = float((pruned("cond") - pruned("uncond") - before).norm() / before.norm())
+            return args["denoised"]
+
+        model.set_model_sampler_post_cfg_function(by_hand)
+        return model
+
+    study, out, model, patched = inspect("flux", prune="zero", percents=(0.0,), after=keep, asked={"guidance": True})
+    assert study.pruned[0][1, 1][GUIDANCE] == pytest.approx(seen["change"], rel=1e-3)
+    assert study.evaluations == 12 == record_of(patched).last.passes[Pruning.owner]
+    from tiny_models import sample, tiny
+
+    with torch.inference_mode():
+        assert torch.equal(out, sample(tiny("flux").patcher, model))
+
+
+@pytest.mark.host
+def test_guidance_needs_a_negative_prompt_and_twice_the_evaluations(monkeypatch):
+    layers = ((0, 3), (1, 3))
+    assert Probes(layers, 2, "full", guidance=True).evaluations == 24
+    assert Probes(layers, 2, "screen", guidance=True).evaluations == 2 + 24
+    monkeypatch.setattr(prune_module, "LAYERS", 1)
+    study, _, _, patched = inspect("flux", mode="screen", asked={"guidance": True})
+    assert study.evaluations == 3 + 2 * 2 * 2 == record_of(patched).last.passes[Pruning.owner]
+    with pytest.raises(LoomError, match=r"this run evaluates no negative one \(cfg 1, or a guider without it\); raise cfg above 1"):
+        inspect("flux", asked={"guidance": True}, cfg=1.0)
+    with pytest.raises(LoomError, match="connect a negative prompt"):
+        Pruning("mean", negative=True).check_prompts({"positive": [{}]}, 1)
+    with pytest.raises(LoomError, match="measured by pruning and importance is 'fast'"):
+        inspect("flux", mode="fast", asked={"guidance": True})
