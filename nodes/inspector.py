@@ -22,6 +22,7 @@ from ..core.inspect.summary import MEASURES, ORDERS, as_json, check, heads_text,
 from ..core.inspect.summary import top_heads as rank
 from ..core.methods.inspector import BRANCHES, Inspector
 from ..core.methods.prune import PRUNE
+from ..core.methods.prune_part import PARTS, WHOLE
 from . import common
 
 Inspection = io.Custom("LOOM_INSPECTION")
@@ -69,6 +70,8 @@ class LoomInspector(io.ComfyNode):
                                  tooltip="Only for importance fast: keep what its gradient needs in system memory instead of the GPU's; slower, for large models and pictures."),
                 io.Boolean.Input("guidance", default=False, optional=True,
                                  tooltip="Also prunes each head for the negative prompt, and measures what that does to the direction of CFG (importance guidance): how much the head carries the prompt. Twice the evaluations; needs cfg above 1 and importance screen or full."),
+                io.Combo.Input("part", options=list(PARTS), default=WHOLE, optional=True,
+                               tooltip="Prunes only a part of each head, in models whose text and picture share one attention: what the picture reads from the text is image_text. Its probabilities are set to 0, whatever 'prune' says, and the rest stays as it is."),
                 ),
             ],
             outputs=[
@@ -81,7 +84,7 @@ class LoomInspector(io.ComfyNode):
     def execute(cls, model: Any, steps: str, **more: Any) -> io.NodeOutput:
         """validate -> configure -> attach."""
         mode = common.choice("importance", more.pop("importance", "off"), list(MODES))
-        asked = {name: more.pop(name) for name in ("prune", "sure", "spare_memory", "guidance") if name in more}
+        asked = {name: more.pop(name) for name in ("prune", "sure", "spare_memory", "guidance", "part") if name in more}
         method = configure(steps, **more)
         patched = attach(model, method)
         return io.NodeOutput(patched if mode == "off" else install(patched, method, mode, **asked), method.into)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..extra_pass import evaluate_all
 from ..families import family_of
 from ..methods.inspector import Inspector, Watch
 from ..methods.prune import PrunePass, Pruning, no_negative
+from ..methods.prune_part import WHOLE
 from ..methods.prune_slope import PruneSlope, SlopePass
 from ..report import Run
 from .importance import GUIDANCE, Pruned, changes, guidance_change, ranked
@@ -30,7 +31,8 @@ MOST = 5000
 class Probes:
     """What is pruned. layers: (layer, heads); steps: how many are read; mode: "full": every head at every step; "screen": at the first
     step each layer as a whole, then the heads of the six whose pruning changes most; "fast": all heads to first order. spare_memory: what the
-    gradient of "fast" needs waits in system memory; guidance: heads are pruned for the negative prompt as well.
+    gradient of "fast" needs waits in system memory; guidance: heads are pruned for the negative prompt as well. how:
+    the settings, for the study.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -38,6 +40,7 @@ class Probes:
     mode: str
     spare_memory: bool = False
     guidance: bool = False
+    how: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def evaluations(self) -> int:
@@ -55,7 +58,7 @@ class Probes:
 
 
 def install(
-    model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False, spare_memory: bool = False, guidance: bool = False
+    model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False, spare_memory: bool = False, guidance: bool = False, part: str = WHOLE
 ) -> Any:  # fmt: skip
     """A clone of ``model``, on which ``inspector`` is already attached, that measures importance as well.
 
@@ -66,13 +69,13 @@ def install(
     diffusion = model.get_model_object("diffusion_model")
     family = family_of(diffusion)
     layers = tuple((b.ordinal, family.heads(diffusion, b)) for b in family.blocks(diffusion) if b in inspector.blocks)
-    probes = Probes(layers, len(inspector.percents), mode, spare_memory, guidance)
+    probes = Probes(layers, len(inspector.percents), mode, spare_memory, guidance, {"importance": mode, "prune": prune if part == WHOLE else "zero", "part": part})
     if probes.evaluations > MOST and not sure:
         raise LoomError(
             f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen or fast, "
             "fewer steps or blocks, or switch 'sure' on."
         )
-    clone = attach(model, PruneSlope(prune) if mode == "fast" else Pruning(prune, guidance))
+    clone = attach(model, PruneSlope(prune, part) if mode == "fast" else Pruning(prune, guidance, part))
     clone.set_model_sampler_post_cfg_function(prober(inspector, probes))
     return clone
 
@@ -86,6 +89,7 @@ def prober(inspector: Inspector, probes: Probes) -> Callable[[dict[str, Any]], T
         watch = None if run is None else run.state.get((inspector.owner, id(inspector.into)))
         step = None if watch is None else _reading(watch, float(args["sigma"].max()))
         if run is not None and watch is not None and step is not None:
+            watch.study.how = dict(probes.how)
             watch.study.pruned[step] = (_fast if probes.mode == "fast" else _probe)(args, probes, watch, run)
         return args["denoised"]
 

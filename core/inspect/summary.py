@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import LoomError
+from ..methods.prune_part import WHOLE
 from .frames import profiles, suggest
 from .importance import FAST, METRICS, PRUNED
 from .statistics import HeadStats
@@ -111,8 +112,10 @@ def _importance(study: Study) -> str:
     by = next(m for m in (PRUNED[0], FAST) if m in available(study))
     known = np.array([value_of(study, place, by)[head] for place, head in top_heads(study, by, MOST_HEADS)])
     top = float(known[: max(1, len(known) // 10)].mean() / max(float(np.median(known)), 1e-12))
+    part = study.how.get("part", WHOLE)
+    what = "to first order" if by == FAST else "pruned one by one"
     return (
-        f"importance: {len(known)} heads {'to first order' if by == FAST else 'pruned one by one'} in {study.evaluations} evaluations; "
+        f"importance: {len(known)} heads {what}{'' if part == WHOLE else f' (part {part})'} in {study.evaluations} evaluations; "
         f"most: {heads_text(top_heads(study, by, 5))}; the top tenth changes the prediction {top:.1f} times as much as the median head"
     )
 
@@ -131,7 +134,7 @@ def as_json(study: Study, measure: str, order: str, heads: list[Head]) -> str:
         "settings": {"percents": s.percents, "branch": s.branch, "rows": s.rows, "words": s.words, "points": s.points},
         "chosen": {"measure": measure, "order": order, "heads": heads_text(heads)},
         "train_frames": {"suggested": found.train_frames, "reason": found.reason},
-        "importance": {"evaluations": study.evaluations, "layers": {f"L{n}": v for n, v in study.layer_importance.items()}},
+        "importance": study.how | {"evaluations": study.evaluations, "layers": {f"L{n}": v for n, v in study.layer_importance.items()}},
         "notes": study.notes,
         "not_read": dict(study.other),
         "places": [_place(study, p) for cross in (False, True) for p in study.places(cross)],

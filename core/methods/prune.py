@@ -10,10 +10,12 @@ from torch import Tensor
 from ..errors import LoomError
 from ..guidance import ExtraPass
 from .base import Method
+from .prune_part import WHOLE, check_part, has_part, share
 from .softpag import head_mix
 
 if TYPE_CHECKING:
     from ..call import AttentionCall
+    from ..families.base import Family
     from ..weave import Draft
 
 PRUNE = {"mean": "mean", "identity": "identity", "zero": ""}
@@ -40,21 +42,27 @@ class PrunePass(ExtraPass):
 
 @dataclass(frozen=True)
 class Pruning(Method):
-    """prune: a key of :data:`PRUNE`; negative: the negative prompt is asked as well."""
+    """prune: a key of :data:`PRUNE`; negative: the negative prompt is asked as well; part: of joint attention, put out whatever ``prune`` says."""
 
     owner: ClassVar[str] = "Attention Inspector, pruning"
     reads: ClassVar[bool] = True
 
     prune: str = "mean"
     negative: bool = False
+    part: str = WHOLE
 
     def __post_init__(self) -> None:
         check_prune(self.prune)
+        check_part(self.part)
 
     @property
     def only_in(self) -> str:
         """Its own passes."""
         return self.owner
+
+    def check_family(self, family: Family, model: Any) -> None:
+        """A part needs text and picture in one attention."""
+        check_part(self.part, family)
 
     def check_prompts(self, prompts: dict[str, list[dict[str, Any]]], batch: int) -> None:
         """There must be a negative prompt where it is asked."""
@@ -63,13 +71,16 @@ class Pruning(Method):
 
     def wants(self, call: AttentionCall) -> bool:
         """The pruned layer's attention over its own tokens."""
-        return isinstance(call.extra, PrunePass) and prunable(call) and call.block.ordinal in call.extra.heads
+        return isinstance(call.extra, PrunePass) and prunable(call) and has_part(self.part, call) and call.block.ordinal in call.extra.heads
 
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Stage 7, at full amount."""
         assert isinstance(call.extra, PrunePass)
         call.extra.touched.add(call.block)
         head = call.extra.heads[call.block.ordinal]
+        if self.part != WHOLE:
+            draft.rework(self.owner, lambda out: _less(out, share(self.part, call, call.seen, draft, self.owner), head))  # type: ignore[arg-type]
+            return
         if self.prune == "zero":
             draft.rework(self.owner, lambda out: _without(out, head))
             return
@@ -83,6 +94,13 @@ def no_negative() -> LoomError:
         "importance of the guidance compares the positive with the negative prompt, and this run evaluates no negative one (cfg 1, or a guider without it); raise cfg above 1, "
         "connect a negative prompt, or switch 'guidance' off."
     )
+
+
+def _less(out: Tensor, share: Tensor, head: int | None) -> Tensor:
+    """The result [B, H, Nq, D] less what a part adds to one head, or to all."""
+    out = out.clone()
+    out[:, slice(None) if head is None else head] -= share[:, slice(None) if head is None else head]
+    return out
 
 
 def _without(out: Tensor, head: int | None) -> Tensor:

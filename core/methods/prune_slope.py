@@ -15,9 +15,11 @@ from torch import Tensor
 from ..guidance import ExtraPass
 from .base import Method
 from .prune import check_prune, prunable
+from .prune_part import WHOLE, check_part, has_part, share
 
 if TYPE_CHECKING:
     from ..call import AttentionCall, Seen
+    from ..families.base import Family
     from ..weave import Draft
 
 
@@ -40,15 +42,21 @@ class SlopePass(ExtraPass):
 
 @dataclass(frozen=True)
 class PruneSlope(Method):
-    """prune: a key of :data:`prune.PRUNE`."""
+    """prune, part: as in :class:`prune.Pruning`."""
 
     owner: ClassVar[str] = "Attention Inspector, first order"
     reads: ClassVar[bool] = True
 
     prune: str = "mean"
+    part: str = WHOLE
 
     def __post_init__(self) -> None:
         check_prune(self.prune)
+        check_part(self.part)
+
+    def check_family(self, family: Family, model: Any) -> None:
+        """A part needs text and picture in one attention."""
+        check_part(self.part, family)
 
     @property
     def only_in(self) -> str:
@@ -57,7 +65,7 @@ class PruneSlope(Method):
 
     def wants(self, call: AttentionCall) -> bool:
         """What pruning would change."""
-        return isinstance(call.extra, SlopePass) and prunable(call) and call.block.ordinal in call.extra.layers
+        return isinstance(call.extra, SlopePass) and prunable(call) and has_part(self.part, call) and call.block.ordinal in call.extra.layers
 
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Beside the plan: zeros that depend on the gates, once the result is there."""
@@ -67,7 +75,12 @@ class PruneSlope(Method):
 
         def step(seen: Seen) -> Tensor:
             out = results.pop().detach()
-            return _Step.apply(pass_.gate(call), toward(self.prune, seen.v.detach(), out) - out)  # type: ignore[no-any-return, no-untyped-call]
+            if self.part == WHOLE:
+                direction = toward(self.prune, seen.v.detach(), out) - out
+            else:
+                with torch.no_grad():
+                    direction = -share(self.part, call, seen, draft, self.owner)
+            return _Step.apply(pass_.gate(call), direction)  # type: ignore[no-any-return, no-untyped-call]
 
         draft.result(self.owner, results.append)
         draft.tap(self.owner, step)
