@@ -27,6 +27,7 @@ from .methods.extra import GuidanceMethod
 from .methods.guided import LatentMethod
 from .methods.referenced import ReferencedMethod
 from .methods.sourced import SourcedMethod
+from .relay import Handing, Stopped
 from .report import Entry, Record, Run
 from .side_call import with_references
 from .source_call import with_source
@@ -225,7 +226,7 @@ def _apply_model(
             return executor(x, t, c_concat, c_crossattn, control, given, **extra)
         options = dict(given) | {prefix.PREFIX: before}
         family.mark(options, base.diffusion_model)
-        return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+        return _model_call(executor, x, t, c_concat, c_crossattn, control, options, **extra)
     geometry = family.geometry(base.diffusion_model, x, c_crossattn, extra)
     run.grid = geometry.grid
     options = dict(given) if before is None else dict(given) | {prefix.PREFIX: before}
@@ -245,16 +246,27 @@ def _apply_model(
         replaced=_replaced(given),
         extra=pass_,
     ).override
-    return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+    return _model_call(executor, x, t, c_concat, c_crossattn, control, options, **extra)
 
 
-def _prefix(base: Any, methods: tuple[Method, ...], options: dict[str, Any], batch: int, run: Run, pass_: ExtraPass | None) -> prefix.Prefix | None:
-    """What this model call keeps for the extra passes behind it, or takes over from the main one."""
+def _model_call(executor: Any, x: Tensor, *args: Any, **extra: Any) -> Tensor:
+    """What the host makes of it; of a call that was only to reach a block, nothing."""
+    try:
+        return executor(x, *args, **extra)  # type: ignore[no-any-return]
+    except Stopped:
+        return torch.zeros_like(x)
+
+
+def _prefix(base: Any, methods: tuple[Method, ...], options: dict[str, Any], batch: int, run: Run, pass_: ExtraPass | None) -> prefix.Prefix | Handing | None:
+    """What this model call keeps for the extra passes behind it, or takes over from the main one or those before it."""
+    if pass_ is not None and pass_.relay is not None:
+        return pass_.relay.at(options, batch, pass_)
     guiding = [m for m in methods if isinstance(m, GuidanceMethod) and m.reuse]
     if not guiding:
         return None
     ends = run.kept("prefix ends", lambda: prefix.ends(guiding, family_of(base.diffusion_model).blocks(base.diffusion_model)))
-    return prefix.Prefix(run, options, batch, ends, pass_) if ends else None
+    axis = family_of(base.diffusion_model).batch_axis(base.diffusion_model)
+    return prefix.Prefix(run, options, batch, ends, pass_, axis) if ends else None
 
 
 def _progress(options: dict[str, Any], sigma: float) -> float:

@@ -22,6 +22,7 @@ from .call import Block
 from .errors import LoomError
 
 if TYPE_CHECKING:
+    from .relay import Relay
     from .report import Run
 
 RESCALE_MODES = ("full", "partial", "snf")
@@ -105,13 +106,14 @@ EXTRA = "loom_extra_pass"
 @dataclass
 class ExtraPass:
     """One extra pass under way, in the options of its model calls. calls: model calls made; touched: blocks it changed; reused: blocks it took
-    over from the main pass."""
+    over from the main pass, or through its relay from passes before it."""
 
     name: str
     calls: int = 0
     run: Run | None = field(default=None, repr=False)
     touched: set[Block] = field(default_factory=set)
     reused: set[Block] = field(default_factory=set)
+    relay: Relay | None = field(default=None, repr=False)
 
     def begin(self, run: Run) -> None:
         """A model call of this pass begins."""

@@ -27,18 +27,16 @@ _KEPT = "prefix"
 
 
 class Prefix:
-    """One model call. last: of which block what is kept or handed on, by guidance pass and kind of block."""
+    """One model call. ends: of which block what is kept or handed on, by guidance pass and kind of block; axis: of the batch in what blocks give."""
 
-    def __init__(self, run: Run, options: dict[str, Any], batch: int, ends: dict[str, dict[str, Block]], pass_: ExtraPass | None) -> None:
-        self.run, self.batch, self.ends, self.pass_ = run, batch, ends, pass_
+    def __init__(self, run: Run, options: dict[str, Any], batch: int, ends: dict[str, dict[str, Block]], pass_: ExtraPass | None, axis: int = 0) -> None:
+        self.run, self.batch, self.ends, self.pass_, self.axis = run, batch, ends, pass_, axis
         self.rows: Sequence[int] = options.get("cond_or_uncond", ())
-        window = options.get("context_window")
-        frames = None if window is None else tuple(window.index_list)
-        self.keys: list[Hashable] = [(uuid, frames) for uuid in options.get("uuids", ())]
+        self.keys = names(options)
 
     def through(self, block: Block, compute: Callable[[], Any]) -> Any:
         """What the block gives. compute: the host's own way to it."""
-        if len(self.keys) != len(self.rows) or not self.rows:
+        if not self.keys:
             return compute()
         if self.pass_ is not None:
             return self._handed_on(self.pass_.name, block, compute)
@@ -52,7 +50,7 @@ class Prefix:
         kept, n = self.run.kept(_KEPT, dict), self.batch // len(self.rows)
         for i, (row, key) in enumerate(zip(self.rows, self.keys, strict=True)):
             if row == 0:
-                kept[name, block, key] = each(out, partial(_chunk, start=i * n, length=n))
+                kept[name, block, key] = each(out, partial(chunk, start=i * n, length=n, axis=self.axis))
 
     def _handed_on(self, name: str, block: Block, compute: Callable[[], Any]) -> Any:
         last = self.ends.get(name, {}).get(block.kind)
@@ -64,7 +62,7 @@ class Prefix:
             return compute()
         assert self.pass_ is not None
         self.pass_.reused.add(block)
-        return joined(found)  # a copy: the host adds to it in place
+        return joined(found, self.axis)  # a copy: the host adds to it in place
 
 
 def ends(methods: Sequence[GuidanceMethod], blocks: list[Block]) -> dict[str, dict[str, Block]]:
@@ -78,14 +76,22 @@ def ends(methods: Sequence[GuidanceMethod], blocks: list[Block]) -> dict[str, di
     return out
 
 
+def names(options: dict[str, Any]) -> list[Hashable]:
+    """Of the chunks of a model call's batch: conditioning and window. options: its transformer options; empty where the host does not tell."""
+    window = options.get("context_window")
+    frames = None if window is None else tuple(window.index_list)
+    found: list[Hashable] = [(uuid, frames) for uuid in options.get("uuids", ())]
+    return found if len(found) == len(options.get("cond_or_uncond", ())) else []
+
+
 def forget(run: Run) -> None:
     """What was kept of the last evaluation is stale: the next one has another latent."""
     run.state.pop(_KEPT, None)
 
 
-def _chunk(x: Tensor, start: int, length: int) -> Tensor:
-    """A copy: the host goes on adding to the original in place."""
-    return x[start : start + length].clone()
+def chunk(x: Tensor, start: int, length: int, axis: int = 0) -> Tensor:
+    """Some rows of the batch, a copy: the host goes on adding to the original in place."""
+    return x.narrow(axis, start, length).clone()
 
 
 def each(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -99,13 +105,13 @@ def each(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
-def joined(trees: list[Any]) -> Any:
-    """One nest whose tensors are those of ``trees`` one behind the other along the batch."""
+def joined(trees: list[Any], axis: int = 0) -> Any:
+    """One nest whose tensors are those of ``trees`` one behind the other along the batch, which is axis number ``axis``."""
     first = trees[0]
     if isinstance(first, Tensor):
-        return torch.cat(trees)
+        return torch.cat(trees, axis)
     if isinstance(first, dict):
-        return {name: joined([t[name] for t in trees]) for name in first}
+        return {name: joined([t[name] for t in trees], axis) for name in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(joined(list(parts)) for parts in zip(*trees, strict=True))
+        return type(first)(joined(list(parts), axis) for parts in zip(*trees, strict=True))
     return first

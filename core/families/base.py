@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..call import Block, Geometry, Kind, Project, Span, TokenLayout
 from ..prefix import PREFIX, Prefix
+from ..relay import Handing
 
 MARK = "loom_block"
 """Key in transformer_options under which the running block is published."""
@@ -125,6 +126,10 @@ class Family(ABC):
         found = (getattr(module, name, None) for module in model.modules() for name in HEAD_COUNTS)
         return next(n for n in found if isinstance(n, int))
 
+    def batch_axis(self, model: Any) -> int:
+        """The axis of the batch in what a block gives."""
+        return 0
+
     def install(self, patcher: Any) -> None:
         """Put what cannot be put at run time on the clone (object patches). Called once per clone chain."""
 
@@ -230,7 +235,7 @@ def _marking(block: Block, previous: Callable[..., Any] | None, seen: dict[str, 
 
 
 def _through(options: dict[str, Any], block: Block, compute: Callable[[], Any]) -> Any:
-    prefix: Prefix | None = options.get(PREFIX)
+    prefix: Prefix | Handing | None = options.get(PREFIX)
     return compute() if prefix is None else prefix.through(block, compute)
 
 

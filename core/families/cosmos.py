@@ -21,6 +21,10 @@ class Cosmos(Family):
     def blocks(self, model: Any) -> list[Block]:
         return number({"block": len(model.blocks)})
 
+    def batch_axis(self, model: Any) -> int:
+        """Cosmos 1 puts time and space first."""
+        return 3 if getattr(model, "block_x_format", "") == "THWBD" else 0
+
     def install(self, patcher: Any) -> None:
         model = patcher.get_model_object("diffusion_model")
         names = [name for name, _ in model.blocks.named_children()]

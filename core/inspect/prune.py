@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from ..methods.inspector import Inspector, Watch
 from ..methods.prune import PrunePass, Pruning, no_negative
 from ..methods.prune_part import WHOLE
 from ..methods.prune_slope import PruneSlope, SlopePass
+from ..relay import Relay
 from ..report import Run
 from .importance import GUIDANCE, Pruned, changes, guidance_change, ranked
 from .slope import slopes
@@ -31,8 +33,8 @@ MOST = 5000
 class Probes:
     """What is pruned. layers: (layer, heads); steps: how many are read; mode: "full": every head at every step; "screen": at the first
     step each layer as a whole, then the heads of the six whose pruning changes most; "fast": all heads to first order. spare_memory: what the
-    gradient of "fast" needs waits in system memory; guidance: heads are pruned for the negative prompt as well. how:
-    the settings, for the study.
+    gradient of "fast" needs waits in system memory; guidance: heads are pruned for the negative prompt as well; reuse:
+    the blocks before a pruned layer are computed once. how: the settings, for the study.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -40,6 +42,7 @@ class Probes:
     mode: str
     spare_memory: bool = False
     guidance: bool = False
+    reuse: bool = False
     how: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -58,7 +61,8 @@ class Probes:
 
 
 def install(
-    model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False, spare_memory: bool = False, guidance: bool = False, part: str = WHOLE
+    model: Any, inspector: Inspector, mode: str, prune: str = "mean", sure: bool = False, spare_memory: bool = False, guidance: bool = False, part: str = WHOLE,
+    reuse_prefix: bool = False,
 ) -> Any:  # fmt: skip
     """A clone of ``model``, on which ``inspector`` is already attached, that measures importance as well.
 
@@ -66,10 +70,15 @@ def install(
     """
     if guidance and mode == "fast":
         raise LoomError("importance of the guidance is measured by pruning and importance is 'fast'; choose screen or full, or switch 'guidance' off.")
+    if reuse_prefix and mode == "fast":
+        raise LoomError("reuse_prefix is for heads pruned one by one and importance is 'fast'; choose screen or full, or switch reuse_prefix off.")
     diffusion = model.get_model_object("diffusion_model")
     family = family_of(diffusion)
+    if reuse_prefix and not family.whole_blocks:
+        raise LoomError(f"reuse_prefix hands whole blocks on, which {family.name} does not allow; switch it off.")
     layers = tuple((b.ordinal, family.heads(diffusion, b)) for b in family.blocks(diffusion) if b in inspector.blocks)
-    probes = Probes(layers, len(inspector.percents), mode, spare_memory, guidance, {"importance": mode, "prune": prune if part == WHOLE else "zero", "part": part})
+    how = {"importance": mode, "prune": prune if part == WHOLE else "zero", "part": part, "reuse_prefix": "on" if reuse_prefix else "off"}
+    probes = Probes(layers, len(inspector.percents), mode, spare_memory, guidance, reuse_prefix, how)
     if probes.evaluations > MOST and not sure:
         raise LoomError(
             f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen or fast, "
@@ -105,34 +114,51 @@ def _reading(watch: Watch, sigma: float) -> int | None:
 def _probe(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Pruned:
     import comfy.utils
 
-    study = watch.study
+    study, series = watch.study, _Series(args, probes, run)
     if not study.layer_importance and probes.mode == "screen":
         for layer, _ in probes.layers:
-            study.layer_importance[layer] = _one(args, layer, None, False, run)["importance"]
+            study.layer_importance[layer] = series.change(layer, None)["importance"]
     best = sorted(study.layer_importance, key=lambda n: (-study.layer_importance[n], n))[:LAYERS]
     chosen = [(layer, h) for layer, heads in probes.layers if probes.mode == "full" or layer in best for h in range(heads)]
     bar = comfy.utils.ProgressBar(len(chosen))
     found: Pruned = {}
     for layer, head in chosen:
-        found[layer, head] = _one(args, layer, head, probes.guidance, run)
+        found[layer, head] = series.change(layer, head)
         bar.update(1)
     study.evaluations += probes.each * len(chosen) + (len(probes.layers) if probes.mode == "screen" and not study.pruned else 0)
+    if series.relay is not None:
+        study.handed_on += series.relay.taken
     return ranked(found)
 
 
-def _one(args: dict[str, Any], layer: int, head: int | None, guidance: bool, run: Run) -> dict[str, float]:
-    """What pruning does at this step. Raises LoomError where the layer's attention cannot be reached, or there is no negative prompt to ask."""
-    if guidance and args["uncond"] is None:
-        raise no_negative()
-    pass_ = PrunePass(Pruning.owner, heads={layer: head})
-    pruned = evaluate_all(pass_, args, ("cond", "uncond") if guidance else ("cond",))
-    run.passes[Pruning.owner] += len(pruned)
-    if not pass_.touched:
-        raise _unreached(layer)
-    found = changes(args["cond_denoised"], pruned[0], args["input"])
-    if guidance:
-        found[GUIDANCE] = guidance_change((args["cond_denoised"], args["uncond_denoised"]), (pruned[0], pruned[1]))
-    return found
+class _Series:
+    """The pruned evaluations of one step. args: as the host gives them to post-CFG functions."""
+
+    def __init__(self, args: dict[str, Any], probes: Probes, run: Run) -> None:
+        if probes.guidance and args["uncond"] is None:
+            raise no_negative()
+        self.args, self.run, self.guidance = args, run, probes.guidance
+        diffusion = args["model"].diffusion_model
+        family = family_of(diffusion)
+        self.relay = Relay(family.blocks(diffusion), family.batch_axis(diffusion)) if probes.reuse else None
+
+    def change(self, layer: int, head: int | None) -> dict[str, float]:
+        """What pruning a head, or with None the whole layer, does; of the guidance for heads only. Raises LoomError where the layer cannot be reached."""
+        both = self.guidance and head is not None
+        if self.relay is not None:
+            self.relay.reach(layer, partial(self._evaluate, {}, self.guidance))
+        pass_, pruned = self._evaluate({layer: head}, both)
+        self.run.passes[Pruning.owner] += len(pruned)
+        if not pass_.touched:
+            raise _unreached(layer)
+        found = changes(self.args["cond_denoised"], pruned[0], self.args["input"])
+        if both:
+            found[GUIDANCE] = guidance_change((self.args["cond_denoised"], self.args["uncond_denoised"]), (pruned[0], pruned[1]))
+        return found
+
+    def _evaluate(self, heads: dict[int, int | None], both: bool) -> tuple[PrunePass, list[Tensor]]:
+        pass_ = PrunePass(Pruning.owner, relay=self.relay, heads=heads)
+        return pass_, evaluate_all(pass_, self.args, ("cond", "uncond") if both else ("cond",))
 
 
 def _fast(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Pruned:

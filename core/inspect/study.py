@@ -51,7 +51,8 @@ class Study:
     """All that was read in one run. stats: place -> step -> the calls read there (one per prompt and window).
 
     pruned: step -> importance of the heads pruned there; layer_importance: of whole layers; evaluations: made for both; how:
-    settings of the pruning.
+    settings of the pruning; handed_on: blocks not computed for them
+    again.
     word_maps, point_maps: place -> [sum of fp32 [W or P, T, Y, X], count]. sigmas: of the steps read; other: calls left alone.
     """
 
@@ -68,6 +69,7 @@ class Study:
     layer_importance: dict[int, float] = field(default_factory=dict)
     evaluations: int = 0
     how: dict[str, str] = field(default_factory=dict)
+    handed_on: int = 0
     other: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     _means: dict[tuple[Place, int], HeadStats] = field(default_factory=dict, repr=False)

@@ -117,6 +117,7 @@ def _importance(study: Study) -> str:
     return (
         f"importance: {len(known)} heads {what}{'' if part == WHOLE else f' (part {part})'} in {study.evaluations} evaluations; "
         f"most: {heads_text(top_heads(study, by, 5))}; the top tenth changes the prediction {top:.1f} times as much as the median head"
+        + (f"; {study.handed_on} blocks before a pruned layer were handed on instead of computed (reuse_prefix)" if study.how.get("reuse_prefix") == "on" else "")
     )
 
 
@@ -134,7 +135,7 @@ def as_json(study: Study, measure: str, order: str, heads: list[Head]) -> str:
         "settings": {"percents": s.percents, "branch": s.branch, "rows": s.rows, "words": s.words, "points": s.points},
         "chosen": {"measure": measure, "order": order, "heads": heads_text(heads)},
         "train_frames": {"suggested": found.train_frames, "reason": found.reason},
-        "importance": study.how | {"evaluations": study.evaluations, "layers": {f"L{n}": v for n, v in study.layer_importance.items()}},
+        "importance": study.how | {"evaluations": study.evaluations, "blocks_handed_on": study.handed_on, "layers": {f"L{n}": v for n, v in study.layer_importance.items()}},
         "notes": study.notes,
         "not_read": dict(study.other),
         "places": [_place(study, p) for cross in (False, True) for p in study.places(cross)],

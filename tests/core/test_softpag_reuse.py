@@ -13,7 +13,19 @@ from attention_loom.core.methods.ultravico import UltraViCo
 from softpag_runs import softpag
 
 pytestmark = pytest.mark.host
-LAST = {"flux": "-1", "sd3": "-1", "wan": "-1", "wan_vace": "-1", "qwen_image": "-1", "hunyuan_video": "-1", "ltx": "-1", "cosmos_predict2": "-1", "z_image": "-1", "mochi": "-1"}
+LAST = {
+    "flux": "-1",
+    "sd3": "-1",
+    "wan": "-1",
+    "wan_vace": "-1",
+    "qwen_image": "-1",
+    "hunyuan_video": "-1",
+    "ltx": "-1",
+    "cosmos": "-1",
+    "cosmos_predict2": "-1",
+    "z_image": "-1",
+    "mochi": "-1",
+}
 
 
 @pytest.fixture(autouse=True)
