@@ -69,7 +69,8 @@ class PruneSlope(Method):
 
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Beside the plan: zeros that depend on the gates, once the result is there."""
-        pass_, results = call.extra, []
+        pass_ = call.extra
+        results: list[Tensor] = []
         assert isinstance(pass_, SlopePass)
         pass_.touched.add(call.block)
 

@@ -11,6 +11,8 @@ from attention_loom.core.attach import methods_of
 from attention_loom.core.errors import LoomError
 
 pytestmark = pytest.mark.host
+MEASURING = ("prune", "sure", "spare_memory", "guidance", "part", "reuse_prefix")
+"""Inputs that only importance has, in their order: saved workflows count on it."""
 
 
 @pytest.fixture(autouse=True)
@@ -88,11 +90,26 @@ def test_a_run_that_is_inspected_twice_hands_on_the_newest(node):
     assert inspection.last is not first
 
 
+def test_how_importance_is_measured_reaches_the_study(node):
+    model = tiny_models.tiny("flux")
+    asked = {"prune": "zero", "sure": False, "spare_memory": False, "guidance": True, "part": "image_text", "reuse_prefix": True}
+    patched, inspection = node.LoomInspector.execute(model.patcher, "0", importance="full", **asked).result
+    tiny_models.sample(patched, model)
+    study = inspection.last
+    assert study.how == {"importance": "full", "prune": "zero", "part": "image_text", "reuse_prefix": "on"}
+    assert study.evaluations == 2 * 6
+    assert study.handed_on > 0
+    assert study.pruned[0][2, 1]["importance guidance"] > 0
+    numbers = node.LoomInspectorPictures.execute(inspection, None, "heads", "importance guidance", "highest", 3).result[3]
+    assert json.loads(numbers)["importance"]["part"] == "image_text"
+    assert [item.id for item in node.LoomInspector.define_schema().inputs][-len(MEASURING) :] == list(MEASURING)
+
+
 def test_every_input_and_output_is_explained(node):
     for cls in (node.LoomInspector, node.LoomInspectorPictures):
         schema = cls.define_schema()
         assert all(len(item.tooltip or "") > 20 for item in schema.inputs)
         assert all(item.tooltip for item in schema.outputs)
-    assert {item.id for item in node.LoomInspector.define_schema().inputs} - {"model", "importance", "prune", "sure"} == set(
+    assert {item.id for item in node.LoomInspector.define_schema().inputs} - {"model", "importance", *MEASURING} == set(
         node.configure.__code__.co_varnames[: node.configure.__code__.co_argcount]
     )
