@@ -34,6 +34,7 @@ def test_only_keys_and_values_of_the_text_and_the_new_words_are_trained(world, k
     assert lora and all(".attn2.to_k." in k or ".attn2.to_v." in k for k in lora) and all(k.startswith("diffusion_model.") for k in lora)
     ends = {k.rpartition("to_")[2][2:] for k in lora}
     assert ends == ({"diff"} if kind == "full" else {"lora_up.weight", "lora_down.weight", "alpha"})
+    assert all(float(v) == 2 for k, v in lora.items() if k.endswith("alpha")), "the rank: an addition is up times down"
     moved = [k for k, v in lora.items() if k.endswith(("diff", "lora_down.weight")) and v.any()]
     assert len(moved) == 2 * 7, "every one of the seven cross-attentions learns"
     assert all(not torch.equal(a, b) for a, b in zip(first, training.prompts.parameters(), strict=True)), "and every new word"
@@ -57,6 +58,8 @@ def test_without_a_rate_nothing_moves(world):
 
 
 def test_additions_that_are_new_change_nothing(world):
+    import comfy.ops
+
     before = world.predict()
     diffusion = world.model.model.diffusion_model
     for kind in ("full", "lora"):
@@ -69,6 +72,10 @@ def test_additions_that_are_new_change_nothing(world):
     with adapters.worn(diffusion, made):
         assert not torch.equal(world.predict(), before)
     assert torch.equal(world.predict(), before) and functions(world) == []
+    fresh = torch.nn.ModuleDict({"a": comfy.ops.disable_weight_init.Linear(4, 4)})
+    with adapters.worn(fresh, {"a": torch.nn.Identity()}):
+        assert len(fresh["a"].weight_function) == 1
+    assert "weight_function" not in vars(fresh["a"]), "where the list was its class's, it is again"
 
 
 def test_the_start_token_is_held_in_the_model(world, monkeypatch):
@@ -170,6 +177,7 @@ def test_first_masks_come_from_attention_or_are_refused(world, monkeypatch):
     monkeypatch.setattr(masks.Found, "insist", lambda self: None)
     training = ran(world.training(masks=None, threshold=0.0, steps=1))
     assert training.masks.shape == (3, 8, 12) and training.masks.sum(0).max() == 1
+    assert len(training.scores) == 2 and min(training.scores) > 0, "what reweighted sampling goes by"
 
 
 # --- how it ends -----------------------------------------------------------------------------------------------------
@@ -181,15 +189,21 @@ def test_the_model_is_as_before_whatever_ends_it(world, how):
 
     before, text = world.predict(cfg=3.0), world.text("a dog")[0][0]
 
-    def stop(training):
-        if training.done == 2:
-            if how == "exception":
-                raise RuntimeError("out of paper")
-            if how == "interrupt":
-                memory.interrupt_current_processing(True)
+    def error(model, *rest):
+        if how == "exception" and training.done == 2:
+            raise RuntimeError("out of paper")
+        return Training._error(training, model, *rest)
 
     training = world.training()
-    training.show = stop
+    training._error = error
+    own, thawed = [*world.model.model.parameters(), *world.clip.cond_stage_model.parameters()], []
+
+    def show(t):
+        thawed.append(not any(p.is_inference() for m in (world.model.model, world.clip.cond_stage_model) for p in m.parameters()))
+        if how == "interrupt" and t.done == 2:
+            memory.interrupt_current_processing(True)
+
+    training.show = show
     if how == "end":
         training.run()
     else:
@@ -198,7 +212,8 @@ def test_the_model_is_as_before_whatever_ends_it(world, how):
         memory.interrupt_current_processing(False)
     assert functions(world) == [] and training.capture.words is None
     assert torch.equal(world.predict(cfg=3.0), before) and torch.equal(world.text("a dog")[0][0], text)
-    assert not any(p.requires_grad and p.grad is not None for p in world.model.model.parameters())
+    assert all(thawed) and any(p.is_inference() for p in own[-5:]), "nothing that autograd refuses meanwhile"
+    assert all(p is q and p.grad is None for p, q in zip(own, [*world.model.model.parameters(), *world.clip.cond_stage_model.parameters()], strict=True))
     again = world.training(resume=True)
     assert again.done == (3 if how == "end" else 2), "what was done is kept"
 
