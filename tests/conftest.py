@@ -30,3 +30,24 @@ def pytest_collection_modifyitems(items):
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", default=None, help="folder into which the browser tests put pictures of what they see")
+
+
+MODELS = {"toy_wan_t2v.safetensors": "diffusion_models", "toy_umt5.safetensors": "text_encoders", "toy_wan_vae.safetensors": "vae"}
+
+
+@pytest.fixture(scope="session")
+def foreign_log(tmp_path_factory):
+    """Where the rude foreign pack of ``server`` counts."""
+    return tmp_path_factory.mktemp("foreign") / "calls.log"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, foreign_log):
+    """One real ComfyUI for all tests that want one (starting it takes longer than most of them), with the toy world's models and a rude foreign pack beside ours."""
+    from attention_loom.tools.headless import Headless
+
+    packs = {"toy-world": ROOT / "toyworld" / "comfy_node", "foreign-pack": ROOT / "tests" / "fixtures" / "foreign_pack"}
+    with Headless(tmp_path_factory.mktemp("comfy"), packs=packs, env={"FOREIGN_LOG": str(foreign_log), "TRITON_INTERPRET": "0"}) as host:
+        for name, kind in MODELS.items():
+            host.put_model(kind, ROOT / "toyworld" / "checkpoints" / name)
+        yield host

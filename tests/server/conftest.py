@@ -1,4 +1,4 @@
-"""One real ComfyUI for all server tests, with the toy world's models and a rude foreign pack beside ours.
+"""A small text-to-video graph for the one real ComfyUI of all tests.
 
 (The folder is not called ``nodes``: pytest would register it under that name, which is the host's ``nodes.py``.)
 """
@@ -8,27 +8,18 @@ import json
 
 import pytest
 import safetensors.torch
-from attention_loom.tools.headless import ROOT, Headless
-
-MODELS = {"toy_wan_t2v.safetensors": "diffusion_models", "toy_umt5.safetensors": "text_encoders", "toy_wan_vae.safetensors": "vae"}
+from attention_loom.tools.headless import ROOT
 
 
 @pytest.fixture(scope="session")
-def foreign_log(tmp_path_factory):
-    return tmp_path_factory.mktemp("foreign") / "calls.log"
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory, foreign_log):
-    packs = {"toy-world": ROOT / "toyworld" / "comfy_node", "foreign-pack": ROOT / "tests" / "fixtures" / "foreign_pack"}
-    with Headless(tmp_path_factory.mktemp("comfy"), packs=packs, env={"FOREIGN_LOG": str(foreign_log), "TRITON_INTERPRET": "0"}) as server:
-        for name, kind in MODELS.items():
-            server.put_model(kind, ROOT / "toyworld" / "checkpoints" / name)
-        yield server
+def host(server):
+    return server
 
 
 class Graph:
     """A small text-to-video graph on the toy model: chain model nodes, run, get the latent back."""
+
+    known = {}
 
     def __init__(self, frames, seed=1, steps=3, cfg=3.0, prompt="a red circle orbiting clockwise"):
         self.nodes = {
@@ -63,6 +54,13 @@ class Graph:
         result = host.run(self.prompt(report))
         latent = safetensors.torch.load_file(host.file(result.outputs["save"]["latents"][0]))["latent_tensor"]
         return (latent, result.outputs["report"]["text"][0]) if report else latent
+
+    def known_run(self, host):
+        """As :meth:`run`, once for all tests: for graphs that are only compared with."""
+        key = json.dumps(self.prompt(), sort_keys=True)
+        if key not in self.known:
+            self.known[key] = self.run(host)
+        return self.known[key]
 
 
 @pytest.fixture(scope="session")

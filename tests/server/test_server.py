@@ -67,7 +67,7 @@ def test_help_pages_are_served(host):
 
 
 def test_up_to_the_trained_length_nothing_changes(host, graph):
-    stock = graph(NATIVE).run(host)
+    stock = graph(NATIVE).known_run(host)
     ours, report = graph(NATIVE).add("LoomUltraViCo", **ULTRAVICO).run(host, report=True)
     assert torch.equal(stock, ours)
     assert "WARNING: Longer Video (UltraViCo) changed nothing" in report
@@ -84,11 +84,11 @@ def test_up_to_the_trained_length_nothing_changes(host, graph):
     ],
 )
 def test_off_is_bit_identical(host, graph, node, settings):
-    assert torch.equal(graph(LONG).run(host), graph(LONG).add(node, **settings).run(host))
+    assert torch.equal(graph(LONG).known_run(host), graph(LONG).add(node, **settings).run(host))
 
 
 def test_ultravico_changes_every_self_attention_and_nothing_else(host, graph):
-    stock = graph(LONG).run(host)
+    stock = graph(LONG).known_run(host)
     ours, report = graph(LONG).add("LoomUltraViCo", **ULTRAVICO).run(host, report=True)
     assert not torch.equal(stock, ours)
     assert torch.isfinite(ours).all()
@@ -100,7 +100,7 @@ def test_ultravico_changes_every_self_attention_and_nothing_else(host, graph):
 
 def test_riflex_runs_on_the_hosts_own_attention(host, graph):
     ours, report = graph(LONG).add("LoomRIFLEx", **RIFLEX).run(host, report=True)
-    assert not torch.equal(graph(LONG).run(host), ours)
+    assert not torch.equal(graph(LONG).known_run(host), ours)
     assert "12 x self: changed by Longer Video (RIFLEx) (rotation), backend host" in report
 
 
@@ -124,7 +124,7 @@ def test_two_of_ours_chain_in_either_order(host, graph):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_pack_that_overwrites_the_slot_still_runs_and_does_not_kill_us(host, graph, foreign_log, first):
-    alone = graph(LONG).add("LoomUltraViCo", **ULTRAVICO).run(host)
+    alone = graph(LONG).add("LoomUltraViCo", **ULTRAVICO).known_run(host)
     g = graph(LONG)
     if first:
         g.add("ForeignOverride")

@@ -20,7 +20,7 @@ def shares(report):
 def test_every_pattern_runs_and_reports_its_share(host, graph, pattern):
     ours, report = graph(NATIVE, steps=10).add("LoomSparseAttention", **SPARSE | {"pattern": pattern}).run(host, report=True)
     assert torch.isfinite(ours).all()
-    assert not torch.equal(ours, graph(NATIVE, steps=10).run(host))
+    assert not torch.equal(ours, graph(NATIVE, steps=10).known_run(host))
     ((label, share),) = shares(report).items()
     assert label.startswith(pattern)
     assert 5 < share < 80
@@ -28,12 +28,12 @@ def test_every_pattern_runs_and_reports_its_share(host, graph, pattern):
 
 
 def test_density_one_is_bit_identical(host, graph):
-    assert torch.equal(graph(NATIVE).run(host), graph(NATIVE).add("LoomSparseAttention", **SPARSE | {"density": 1.0}).run(host))
+    assert torch.equal(graph(NATIVE).known_run(host), graph(NATIVE).add("LoomSparseAttention", **SPARSE | {"density": 1.0}).run(host))
 
 
 def test_too_few_tokens_change_nothing_and_say_so(host, graph):
     ours, report = graph(NATIVE).add("LoomSparseAttention", **{k: v for k, v in SPARSE.items() if k != "min_tokens"}).run(host, report=True)
-    assert torch.equal(graph(NATIVE).run(host), ours)
+    assert torch.equal(graph(NATIVE).known_run(host), ours)
     assert "WARNING: Sparse Attention changed nothing" in report
     assert "96 tokens are fewer than min_tokens 8192" in report
 
@@ -62,14 +62,15 @@ def test_context_windows_remember_for_themselves(host, graph, pattern):
     settings = SPARSE | {"pattern": pattern, "start_percent": 0.0}
 
     def go():
-        return graph(LONG, steps=10).add("WanContextWindowsManual", **windows).add("LoomSparseAttention", **settings).run(host, report=True)
+        return graph(LONG, steps=6).add("WanContextWindowsManual", **windows).add("LoomSparseAttention", **settings).run(host, report=True)
 
     ours, report = go()
-    again, _ = go()
+    stock = graph(LONG, steps=6).add("WanContextWindowsManual", **windows).run(host)
+    again, _ = go()  # after another graph, or the host would hand out what it still has
     assert torch.isfinite(ours).all()
     assert torch.equal(ours, again)
     assert "grid 12 frames x 4 x 4" in report
-    assert not torch.equal(ours, graph(LONG, steps=10).add("WanContextWindowsManual", **windows).run(host))
+    assert not torch.equal(ours, stock)
 
 
 def test_a_foreign_override_keeps_the_dense_calls(host, graph, foreign_log):

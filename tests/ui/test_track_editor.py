@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 from attention_loom.core.tracks import Tracks
-from attention_loom.tools.headless import Headless
 from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -94,10 +93,9 @@ class Editor:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    with Headless(tmp_path_factory.mktemp("comfy")) as host:
-        Image.linear_gradient("L").convert("RGB").resize((832, 480)).save(host.base / "input" / "ramp.png")
-        yield host
+def host(server):
+    Image.linear_gradient("L").convert("RGB").resize((832, 480)).save(server.base / "input" / "ramp.png")
+    return server
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from attention_loom.tools.build_workflows import api_graph, ui_graph
-from attention_loom.tools.headless import ROOT, Headless
+from attention_loom.tools.headless import ROOT
 from attention_loom.tools.recipes import RECIPES
 
 pytestmark = pytest.mark.server
@@ -13,9 +13,8 @@ MADE = [make() for make in RECIPES]
 
 
 @pytest.fixture(scope="module")
-def info(tmp_path_factory):
-    with Headless(tmp_path_factory.mktemp("comfy"), packs={"toy-world": ROOT / "toyworld" / "comfy_node"}) as host:
-        yield host.get("/object_info")
+def info(server):
+    return server.get("/object_info")
 
 
 @pytest.mark.parametrize("recipe", MADE, ids=lambda r: r.name)
