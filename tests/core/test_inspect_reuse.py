@@ -30,7 +30,11 @@ def test_handed_on_blocks_give_the_same_numbers_bit_for_bit(name):
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("how", [{"mode": "screen"}, {"asked": {"guidance": True}}, {"latent": (2, 16, 4, 6)}, {"how": {"blocks": BlockSelection.parse("2")}}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{"mode": "screen"}, {"mode": "screen", "asked": {"guidance": True}}, {"asked": {"guidance": True}}, {"latent": (2, 16, 4, 6)}, {"how": {"blocks": BlockSelection.parse("2")}}],
+    ids=str,
+)
 def test_handing_on_goes_with_screening_guidance_batches_and_chosen_blocks(how, monkeypatch):
     monkeypatch.setattr(prune_module, "LAYERS", 2)
     asked = how.pop("asked", {})
