@@ -22,8 +22,10 @@ CODE = (*(f"core/{part}.py" for part in PARTS), "nodes/diffuhaul.py")
 MODELS = {"sd15": "scenes_sd15", "sd3": "scenes_sd3"}
 PLACE = (0.24, 0.5)
 """Where the prompt's object stands, in picture widths, to a twentieth; see `scenes.layout`."""
-RADIUS = 0.24
-"""Of the disc that is painted over it: it holds every object of middle size in that place."""
+RADIUS, DOT = 0.24, 0.03
+"""Of the disc that holds every object of middle size in that place, and of one inside it: no mask is empty where the model drew something else."""
+MARGIN = 8
+"""Pixels by which inpainting masks are wider than the object, about what Drag Object adds here."""
 GLIGEN = "scenes_sd15_gligen.safetensors"
 BOX = 0.18
 """Half a side of the box that GLIGEN gets, in picture widths: it holds every object of middle size."""
@@ -63,7 +65,9 @@ def drawn(shot: Shot) -> Graph:
     nodes["source"], nodes["picture"] = copy.deepcopy(nodes[SAMPLER]), copy.deepcopy(nodes["decode"])
     nodes["picture"]["inputs"]["samples"] = ["source", 0]
     nodes["encoded"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["picture", 0], "vae": ["vae", 0]}}
-    nodes["mask"] = _disc(side, PLACE[0])
+    nodes["seen"] = {"class_type": "ToyWorldSegment", "inputs": {"images": ["picture", 0], "captions": shot.caption}}
+    nodes["dot"] = _disc(side, DOT)
+    nodes["mask"] = _both("seen", "dot")
     nodes["plain"] = encoded(words(shot)[0])
     nodes[SAMPLER]["inputs"] |= {"latent_image": ["encoded", 0], "positive": ["plain", 0], "seed": shot.seed + 1}
     nodes["both"] = {"class_type": "ImageBatch", "inputs": {"image1": ["picture", 0], "image2": ["decode", 0]}}
@@ -71,31 +75,48 @@ def drawn(shot: Shot) -> Graph:
     return nodes
 
 
-def _disc(side: int, x: float) -> dict[str, Any]:
-    return {"class_type": "LoomPlaceMasks", "inputs": {"places": f"object @ {x}, {PLACE[1]}, {RADIUS}", "width": side, "height": side}}
+def _disc(side: int, radius: float) -> dict[str, Any]:
+    return {"class_type": "LoomPlaceMasks", "inputs": {"places": f"object @ {PLACE[0]}, {PLACE[1]}, {radius}", "width": side, "height": side}}
+
+
+def _both(first: str, second: str, operation: str = "add", x: int = 0) -> dict[str, Any]:
+    """The first mask with the second, moved x pixels to the right, added or subtracted."""
+    return {"class_type": "MaskComposite", "inputs": {"destination": [first, 0], "source": [second, 0], "x": x, "y": 0, "operation": operation}}
+
+
+def _grown(mask: str) -> dict[str, Any]:
+    return {"class_type": "GrowMask", "inputs": {"mask": [mask, 0], "expand": MARGIN, "tapered_corners": True}}
+
+
+def _there(nodes: Graph, side: int) -> None:
+    """The object's mask at its new place."""
+    nodes["nothing"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": side, "height": side}}
+    nodes["there"] = _both("nothing", "mask", x=round(DX * side))
 
 
 def inpainted(shot: Shot) -> Graph:
     """Old and new place drawn anew, with the prompt saying that the object is on the right."""
-    nodes, side = drawn(shot), world(shot.world).bundle.size
-    nodes["there"] = _disc(side, PLACE[0] + DX)
-    nodes["union"] = {"class_type": "MaskComposite", "inputs": {"destination": ["mask", 0], "source": ["there", 0], "x": 0, "y": 0, "operation": "add"}}
-    nodes["kept"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["encoded", 0], "mask": ["union", 0]}}
+    nodes = drawn(shot)
+    _there(nodes, world(shot.world).bundle.size)
+    nodes["union"] = _both("mask", "there")
+    nodes["hole"] = _grown("union")
+    nodes["kept"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["encoded", 0], "mask": ["hole", 0]}}
     nodes["elsewhere"] = encoded(words(shot, "right")[0])
     nodes[SAMPLER]["inputs"] |= {"latent_image": ["kept", 0], "positive": ["elsewhere", 0]}
     return nodes
 
 
 def pasted(shot: Shot) -> Graph:
-    """The object's disc cut out and pasted at its new place; the old one drawn anew as ground."""
+    """The object cut out and pasted at its new place; the old one drawn anew as ground."""
     nodes, side = drawn(shot), world(shot.world).bundle.size
     nodes["shifted"] = {
         "class_type": "ImageCompositeMasked",
         "inputs": {"destination": ["picture", 0], "source": ["picture", 0], "x": round(DX * side), "y": 0, "resize_source": False, "mask": ["mask", 0]},
     }
     nodes["pasted"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["shifted", 0], "vae": ["vae", 0]}}
-    nodes["there"] = _disc(side, PLACE[0] + DX)
-    nodes["hole"] = {"class_type": "MaskComposite", "inputs": {"destination": ["mask", 0], "source": ["there", 0], "x": 0, "y": 0, "operation": "subtract"}}
+    _there(nodes, side)
+    nodes["wide"] = _grown("mask")
+    nodes["hole"] = _both("wide", "there", "subtract")
     nodes["kept"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["pasted", 0], "mask": ["hole", 0]}}
     nodes["ground"] = encoded(words(shot)[2])
     nodes[SAMPLER]["inputs"] |= {"latent_image": ["kept", 0], "positive": ["ground", 0]}
@@ -113,6 +134,13 @@ def dragged(**settings: Any) -> Callable[[Shot], Graph]:
         return nodes
 
     return graph
+
+
+def loosely(shot: Shot) -> Graph:
+    """Drag Object with a disc around the object in the place of its outline."""
+    nodes = dragged()(shot)
+    nodes["mask"] = _disc(world(shot.world).bundle.size, RADIUS)
+    return nodes
 
 
 def boxed(**settings: Any) -> Callable[[Shot], Graph]:
@@ -158,12 +186,13 @@ def row(model: str) -> Row:
         alternatives=(
             Arm("paste, inpaint the old place", pasted),
             *(Arm(f"DiffUHaul, {name}", dragged(**settings), CODE) for name, settings in arms),
+            Arm("DiffUHaul, a disc for a mask", loosely, CODE),
             *(Arm(name, graph, CODE) for name, graph in drawn_by.items()),
         ),
         ours=Arm("DiffUHaul", dragged(), CODE),
         judges=JUDGES,
-        notes=f"The picture is one the model drew; the object goes {DX:g} picture widths to the right. Every arm gets a disc over the object, not its outline, so pasting brings the ground "
-        "around it along, which on plain grounds is no fault. Pictures whose object the model did not draw to begin with do not count. Pasting cannot lose a pattern: it is the ceiling of identity, and cannot change light or fit.",
+        notes=f"The picture is one the model drew; the object goes {DX:g} picture widths to the right. Every arm gets the object's outline, read from the "
+        "pixels; inpainting masks are 8 pixels wider. Pictures whose object the model did not draw to begin with do not count. Pasting cannot lose a pattern: it is the ceiling of identity, and cannot change light or fit.",
         world=MODELS[model],
         prompts=patterned,
         measure=haul,
