@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv/bin
 export OMP_NUM_THREADS ?= 2
+# of the test suite, with one thread each; every worker may start a ComfyUI of its own (about 4 GB)
+WORKERS ?= 2
 export COMFYUI_DIR ?=
 ifeq ($(COMFYUI_DIR),)
 unexport COMFYUI_DIR
@@ -21,8 +23,8 @@ setup:  ## virtual environment and ComfyUI (again only when the lock file change
 demo: setup  ## a longer video on a real ComfyUI: contact sheet, clips and numbers into demo_output/
 	@$(VENV)/python -m attention_loom.tools.demo
 
-test: setup  ## the whole test suite
-	@$(VENV)/pytest -c tests/pytest.ini tests $(ARGS)
+test: setup  ## the whole test suite (WORKERS=2)
+	@OMP_NUM_THREADS=1 $(VENV)/pytest -c tests/pytest.ini -n $(WORKERS) --dist worksteal tests $(ARGS)
 
 lint: setup  ## ruff, mypy, import contracts
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && cd build/import && ../../$(VENV)/mypy --config-file ../../pyproject.toml -p attention_loom && ../../$(VENV)/lint-imports --config ../../pyproject.toml
