@@ -67,7 +67,11 @@ def drawn(shot: Shot) -> Graph:
     nodes["encoded"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["picture", 0], "vae": ["vae", 0]}}
     nodes["seen"] = {"class_type": "ToyWorldSegment", "inputs": {"images": ["picture", 0], "captions": shot.caption}}
     nodes["dot"] = _disc(side, DOT)
-    nodes["mask"] = _both("seen", "dot")
+    if shot.world == MODELS["sd15"]:
+        # it does not know left from right; what it drew elsewhere does not count, and would leave the picture
+        nodes["near"] = _disc(side, RADIUS)
+        nodes["here"] = _both("seen", "near", "multiply")
+    nodes["mask"] = _both("here" if "here" in nodes else "seen", "dot")
     nodes["plain"] = encoded(words(shot)[0])
     nodes[SAMPLER]["inputs"] |= {"latent_image": ["encoded", 0], "positive": ["plain", 0], "seed": shot.seed + 1}
     nodes["both"] = {"class_type": "ImageBatch", "inputs": {"image1": ["picture", 0], "image2": ["decode", 0]}}
