@@ -22,7 +22,8 @@ def labels(layout: TokenLayout, texts: tuple[int, ...], reads: tuple[Tensor, ...
     """For one picture of the batch; None where every token sees every other.
 
     texts: tokens of each object's text, which are the last of the text span. reads, shows bool [N]: picture tokens of each object, as queries and as keys (they
-    differ where keys are another picture's). vacated bool [N]: queries that must not see the keys of the first object. Raises LoomError.
+    differ where keys are another picture's). vacated bool [N]: queries that must not see the keys of the first object, nor the
+    prompt, which names it and would have it drawn there again. Raises LoomError.
     """
     kinds, codes = _kinds(shows if texts else shows[:1] if vacated is not None else (), layout)
     count = 1 + len(texts) + len(codes)
@@ -35,7 +36,7 @@ def labels(layout: TokenLayout, texts: tuple[int, ...], reads: tuple[Tensor, ...
         own = torch.where(reads[i], own | (1 << (1 + i)), own)
     if vacated is not None:
         object_ = sum(1 << (1 + len(texts) + i) for i, code in enumerate(codes) if code & 1)
-        own = torch.where(vacated, own & ~object_, own)
+        own = torch.where(vacated, own & ~object_ & ~(1 << PROMPT), own)
     offset, span = layout.grid_span  # type: ignore[misc]
     label[offset : offset + span.length], allow[offset : offset + span.length] = kinds + 1 + len(texts), own
     if bool((allow == (1 << count) - 1).all()):

@@ -73,7 +73,7 @@ class LoomDiffUHaul(io.ComfyNode):
                 io.Float.Input("copy_blend", default=1.0, min=0.0, max=1.0, step=0.05, optional=True,
                                tooltip="After anchor_end each token of an object becomes the picture's token most like it: 1 wholly (the paper), 0 not."),
                 io.Combo.Input("vacate", options=VACATES, default="auto", optional=True,
-                               tooltip="Whether the place the object leaves may not look at the object, so that it is not drawn there again. auto: off with GLIGEN, on without."),
+                               tooltip="Whether the place the object leaves may not look at the object (nor, on models with text and picture in one attention, at the prompt), so that it is not drawn there again. auto: off with GLIGEN, on without."),
                 io.Boolean.Input("masked_exchange", default=True, optional=True,
                                  tooltip="With GLIGEN: cut the exchange of each box's text with the picture outside its region, in the picture and in the result."),
                 io.Combo.Input("region_shape", options=list(SHAPES), default="ellipse", optional=True,

@@ -64,7 +64,8 @@ class DiffUHaul(SourcedMethod):
 
     share_from, share_to: share of the sampling in which keys and values are the source's. copy: how much of a copied row counts, 0 = no copying.
     scope: where features are anchored; "auto" is everywhere on U-Nets (the paper) and, where text and picture stand in one attention, everywhere but at the
-    object's old and new place: there the object otherwise stays where it was. vacate: tokens where the object was do not see its keys. blocks: where the source is read; none chosen means all layers of a U-Net and the last two
+    object's old and new place: there the object otherwise stays where it was. vacate: tokens where the object was do not see its keys, nor, where text and
+    picture stand in one attention, the prompt. blocks: where the source is read; none chosen means all layers of a U-Net and the last two
     thirds of other models. force: run although nothing moves.
     """
 
