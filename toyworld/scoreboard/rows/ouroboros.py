@@ -109,7 +109,6 @@ ROWS = (
         ),
         ours=Arm("coherent tail", endless("coherent"), CODE),
         judges=(
-            Judge("identity", "identity"),
             Judge("iou", "shape IoU"),
             Judge("broken", "broken frames", "lower"),
             Judge("motion_kept", "motion kept"),
