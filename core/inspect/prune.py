@@ -84,7 +84,7 @@ def install(
             f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen or fast, "
             "fewer steps or blocks, or switch 'sure' on."
         )
-    clone = attach(model, PruneSlope(prune, part) if mode == "fast" else Pruning(prune, guidance, part))
+    clone = attach(model, PruneSlope(prune, part) if mode == "fast" else Pruning(prune, part, guidance))
     clone.set_model_sampler_post_cfg_function(prober(inspector, probes))
     return clone
 

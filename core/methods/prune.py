@@ -22,12 +22,6 @@ PRUNE = {"mean": "mean", "identity": "identity", "zero": ""}
 """The user's word -> the plan's target: every token reads the mean of all values, or its own value alone; zero: nothing, whatever the plan."""
 
 
-def check_prune(prune: str) -> None:
-    """Raises LoomError for a word that is no key of :data:`PRUNE`."""
-    if prune not in PRUNE:
-        raise LoomError(f"prune '{prune}' was given; choose one of {', '.join(PRUNE)}.")
-
-
 def prunable(call: AttentionCall) -> bool:
     """Whether heads of this call can be pruned: attention of a numbered block over its own tokens."""
     return call.kind in ("self", "joint") and call.q == call.k
@@ -41,18 +35,17 @@ class PrunePass(ExtraPass):
 
 
 @dataclass(frozen=True)
-class Pruning(Method):
-    """prune: a key of :data:`PRUNE`; negative: the negative prompt is asked as well; part: of joint attention, put out whatever ``prune`` says."""
+class HeadPruning(Method):
+    """What pruning in passes of its own needs, whole or to first order. prune: a key of :data:`PRUNE`; part: of joint attention, put out whatever ``prune`` says."""
 
-    owner: ClassVar[str] = "Attention Inspector, pruning"
     reads: ClassVar[bool] = True
 
     prune: str = "mean"
-    negative: bool = False
     part: str = WHOLE
 
     def __post_init__(self) -> None:
-        check_prune(self.prune)
+        if self.prune not in PRUNE:
+            raise LoomError(f"prune '{self.prune}' was given; choose one of {', '.join(PRUNE)}.")
         check_part(self.part)
 
     @property
@@ -63,6 +56,15 @@ class Pruning(Method):
     def check_family(self, family: Family, model: Any) -> None:
         """A part needs text and picture in one attention."""
         check_part(self.part, family)
+
+
+@dataclass(frozen=True)
+class Pruning(HeadPruning):
+    """negative: the negative prompt is asked as well."""
+
+    owner: ClassVar[str] = "Attention Inspector, pruning"
+
+    negative: bool = False
 
     def check_prompts(self, prompts: dict[str, list[dict[str, Any]]], batch: int) -> None:
         """There must be a negative prompt where it is asked."""

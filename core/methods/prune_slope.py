@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from ..guidance import ExtraPass
-from .base import Method
-from .prune import check_prune, prunable
-from .prune_part import WHOLE, check_part, has_part, share
+from .prune import HeadPruning, prunable
+from .prune_part import WHOLE, has_part, share
 
 if TYPE_CHECKING:
     from ..call import AttentionCall, Seen
-    from ..families.base import Family
     from ..weave import Draft
 
 
@@ -41,27 +39,10 @@ class SlopePass(ExtraPass):
 
 
 @dataclass(frozen=True)
-class PruneSlope(Method):
-    """prune, part: as in :class:`prune.Pruning`."""
+class PruneSlope(HeadPruning):
+    """A step of length zero for every head of the pass's layers."""
 
     owner: ClassVar[str] = "Attention Inspector, first order"
-    reads: ClassVar[bool] = True
-
-    prune: str = "mean"
-    part: str = WHOLE
-
-    def __post_init__(self) -> None:
-        check_prune(self.prune)
-        check_part(self.part)
-
-    def check_family(self, family: Family, model: Any) -> None:
-        """A part needs text and picture in one attention."""
-        check_part(self.part, family)
-
-    @property
-    def only_in(self) -> str:
-        """Its own passes."""
-        return self.owner
 
     def wants(self, call: AttentionCall) -> bool:
         """What pruning would change."""

@@ -3,6 +3,7 @@
 import host_inprocess
 import torch
 from attention_loom.core.attach import attach
+from attention_loom.core.inspect.importance import changes
 from attention_loom.core.inspect.prune import install
 from attention_loom.core.inspect.study import Collection
 from attention_loom.core.methods.inspector import Inspector
@@ -19,6 +20,39 @@ def inspect(name="flux", mode="full", prune="mean", percents=(0.0, 0.5), after=l
         patched = after(install(attach(model.patcher, method), method, mode, prune, **asked or {}))
         out = sample(patched, model, **sampling)
     return method.into.last, out, model, patched
+
+
+def by_hand(change):
+    """FLUX makes three attention calls per evaluation: head 1 of the second one becomes change(its result, q, k, v), each [B, N, D], by an override of one's own.
+
+    Returns a dict that holds `changes` once a model sampled that went through the second: {metric: value} of the first step.
+    """
+    seen = {}
+
+    def keep(model):
+        def measure(args):
+            import comfy.samplers
+
+            if not seen:
+                count = iter(range(99))
+
+                def override(func, q, k, v, heads, *rest, **kw):
+                    out = func(q, k, v, heads, *rest, **kw).clone()
+                    if next(count) == 1:
+                        width = v.shape[-1]
+                        head = slice(width, 2 * width)
+                        out[..., head] = change(out[..., head], q[:, 1], k[:, 1], v[:, 1])
+                    return out
+
+                options = dict(args["model_options"]) | {"transformer_options": {"optimized_attention_override": override}}
+                (pruned,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+                seen.update(changes(args["cond_denoised"], pruned, args["input"]))
+            return args["denoised"]
+
+        model.set_model_sampler_post_cfg_function(measure)
+        return model
+
+    return seen, keep
 
 
 def scores(study, metric):

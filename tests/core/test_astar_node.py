@@ -9,15 +9,8 @@ import torch
 from attention_loom.core.attach import methods_of
 from attention_loom.core.errors import LoomError
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 PROMPT = "a cat and a frog"
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -13,13 +12,6 @@ from attention_loom.core.methods.sourced import Source
 from diffuhaul_runs import FRAME, OWNER, SIZE, STILL, draw, method, model_of, picture, run
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture(scope="module")
-def host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 def same(one, other, stock):

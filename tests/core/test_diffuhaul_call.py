@@ -2,7 +2,6 @@
 
 import math
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -11,13 +10,6 @@ from attention_loom.core.attach import attach
 from diffuhaul_runs import CUT, MOVED, SIZE, draw, method, model_of, picture, run, scene
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture(scope="module")
-def host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 class Watched:

@@ -1,6 +1,5 @@
 """GLIGEN with a masked exchange: the facts of the host's own fuser that the mask rests on, held against the fuser with a mask written out."""
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -18,13 +17,6 @@ WIDTH = 768
 STILL = Drag(0, 0)
 PARAMS = [(16, 32, 16, 8), (16, 32, 0, 56)]
 """(height, width, y, x) of two boxes in pixels: the second is above and to the right of the first."""
-
-
-@pytest.fixture(scope="module")
-def host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 def draw(*shape, seed=0):

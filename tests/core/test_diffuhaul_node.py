@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -12,15 +11,8 @@ from attention_loom.core.drag_request import scene_of
 from attention_loom.core.errors import LoomError
 from attention_loom.core.tracks import Tracks
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 FRAME, CELLS = (64, 96), (8, 12)
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -10,15 +10,8 @@ from attention_loom.core.attach import methods_of
 from attention_loom.core.errors import LoomError
 from attention_loom.core.methods.gradsam import Findings, Look
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 PROMPT = "a deer in a forest"
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

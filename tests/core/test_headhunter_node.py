@@ -2,21 +2,12 @@
 
 import json
 
-import host_inprocess
 import pytest
-import torch
 from attention_loom.core.errors import LoomError
 from attention_loom.core.hunt.scorers import Shot
 from test_headhunter import Eye, flat
 
-pytestmark = pytest.mark.host
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from attention_loom.core.inspect.summary import as_json, heads_text, text, top_h
 from attention_loom.core.methods.inspector import Inspector
 from attention_loom.core.methods.prune import Pruning
 from attention_loom.core.schedule import BlockSelection
-from inspect_runs import inspect
+from inspect_runs import by_hand, inspect
 from softpag_runs import softpag
 
 # --- the metrics ----------------------------------------------------------------------------------------------------------
@@ -88,32 +88,7 @@ def test_the_image_is_bit_identical_and_every_head_is_pruned_once_per_step(name,
 @pytest.mark.host
 @pytest.mark.parametrize("prune", ["mean", "identity", "zero"])
 def test_a_pruned_head_is_what_an_override_of_ones_own_makes(prune):
-    """FLUX: three calls per evaluation, head 1 of the second one replaced by hand."""
-    host_inprocess.import_host()
-    import comfy.samplers
-
-    seen = {}
-
-    def keep(model):
-        def by_hand(args):
-            if not seen:
-                count = iter(range(99))
-
-                def override(func, q, k, v, heads, *rest, **kw):
-                    out = func(q, k, v, heads, *rest, **kw).clone()
-                    if next(count) == 1:
-                        width = v.shape[-1]
-                        out[..., width : 2 * width] = {"identity": v[:, 1], "mean": v[:, 1].mean(1, keepdim=True), "zero": 0.0}[prune]
-                    return out
-
-                options = dict(args["model_options"]) | {"transformer_options": {"optimized_attention_override": override}}
-                (pruned,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
-                seen.update(changes(args["cond_denoised"], pruned, args["input"]))
-            return args["denoised"]
-
-        model.set_model_sampler_post_cfg_function(by_hand)
-        return model
-
+    seen, keep = by_hand(lambda out, q, k, v: {"identity": v, "mean": v.mean(1, keepdim=True), "zero": 0.0}[prune])
     study, *_ = inspect("flux", prune=prune, percents=(0.0,), after=keep)
     assert set(seen) == {*PRUNED} - {"importance rank"}
     for metric, value in seen.items():

@@ -1,47 +1,22 @@
 """Parts of joint attention pruned by themselves: against an explicit softmax, and where there are none."""
 
-import host_inprocess
 import pytest
 import torch
 from attention_loom.core.call import AttentionCall, Block, Seen, Span, TokenLayout
 from attention_loom.core.errors import LoomError
-from attention_loom.core.inspect.importance import changes
+from attention_loom.core.inspect.importance import PRUNED
 from attention_loom.core.inspect.summary import text, top_heads
 from attention_loom.core.methods.prune_part import PARTS, share, sides
 from attention_loom.core.weave import Draft
-from inspect_runs import inspect, of_part, scores
+from inspect_runs import by_hand, inspect, of_part, scores
 
 
 @pytest.mark.host
 @pytest.mark.parametrize("part", PARTS[1:])
 def test_a_part_is_put_out_as_by_an_explicit_softmax(part):
-    """FLUX: three calls per evaluation, head 1 of the second one changed by hand."""
-    host_inprocess.import_host()
-    import comfy.samplers
-
-    seen = {}
-
-    def keep(model):
-        def by_hand(args):
-            if not seen:
-                count = iter(range(99))
-
-                def override(func, q, k, v, heads, *rest, **kw):
-                    out = func(q, k, v, heads, *rest, **kw).clone()
-                    if next(count) == 1:
-                        width = v.shape[-1]
-                        out[..., width : 2 * width] -= of_part(part, q[:, 1], k[:, 1], v[:, 1])
-                    return out
-
-                options = dict(args["model_options"]) | {"transformer_options": {"optimized_attention_override": override}}
-                (pruned,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
-                seen.update(changes(args["cond_denoised"], pruned, args["input"]))
-            return args["denoised"]
-
-        model.set_model_sampler_post_cfg_function(by_hand)
-        return model
-
+    seen, keep = by_hand(lambda out, q, k, v: out - of_part(part, q, k, v))
     study, out, model, _ = inspect("flux", percents=(0.0,), after=keep, asked={"part": part})
+    assert set(seen) == {*PRUNED} - {"importance rank"}
     for metric, value in seen.items():
         assert study.pruned[0][1, 1][metric] == pytest.approx(value, rel=2e-3, abs=1e-7), metric
     assert study.how["part"] == part

@@ -2,7 +2,6 @@
 
 import json
 
-import host_inprocess
 import numpy as np
 import pytest
 import tiny_models
@@ -10,16 +9,9 @@ import torch
 from attention_loom.core.attach import methods_of
 from attention_loom.core.errors import LoomError
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 MEASURING = ("prune", "sure", "spare_memory", "guidance", "part", "reuse_prefix")
 """Inputs that only importance has, in their order: saved workflows count on it."""
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """IR-Diffusion with references sampled aside: the same as in one batch where both see the same references, and what it refuses."""
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -13,13 +12,6 @@ from ir_scene import OWNER, REFERENCES, SCENE
 pytestmark = pytest.mark.host
 SIZE = {"sd15": (4, 8, 12), "sd3": (16, 8, 12), "flux": (16, 8, 12)}
 SEED = 4
-
-
-@pytest.fixture(scope="module")
-def host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 def prompt(like, seed, tokens=None):

@@ -1,6 +1,5 @@
 """IR-Diffusion's nodes: prompts, latents and masks in one batch, from places and words to a scene."""
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -8,14 +7,6 @@ from attention_loom.core.attach import methods_of, record_of
 from attention_loom.core.errors import LoomError
 from attention_loom.core.subject_batch import before, latents, prompts
 from ir_scene import LATENT, REFERENCES, SCENE, box
-
-
-@pytest.fixture(scope="module")
-def host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
-
 
 # --- one batch --------------------------------------------------------------------------------------------------------
 

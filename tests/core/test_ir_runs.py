@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -11,13 +10,6 @@ from attention_loom.core.errors import LoomError
 from attention_loom.core.methods.entropy_scale import EntropyScale
 from attention_loom.core.places import stack
 from ir_scene import OWNER, REFERENCES, SCENE, WORDS, X, Y, batch, box, call_of, method, tensors
-
-
-@pytest.fixture(scope="module")
-def host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.host

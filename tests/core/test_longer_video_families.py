@@ -1,6 +1,5 @@
 """UltraViCo and RIFLEx on a tiny model of every video family: they reach the video's attention, and only beyond the trained length."""
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -9,17 +8,10 @@ from attention_loom.core.errors import LoomError
 from attention_loom.core.methods.riflex import RIFLEx
 from attention_loom.core.methods.ultravico import UltraViCo
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 VIDEO = ["wan", "wan_vace", "hunyuan_video", "hunyuan_video_15", "ltx", "mochi", "cosmos", "cosmos_predict2"]
 PICTURE = ["flux", "sd3", "sd15"]
 ROTARY = ["wan", "hunyuan_video", "ltx"]
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 def names(wanted):

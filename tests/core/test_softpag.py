@@ -3,7 +3,6 @@
 import math
 import re
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -13,16 +12,9 @@ from attention_loom.core.methods.softpag import SoftPAG
 from attention_loom.core.schedule import Window
 from softpag_runs import by_hand, counted, explicit, softpag, watched
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 JOINT = ["flux", "flux_references", "flux2", "chroma", "sd3", "qwen_image", "qwen_image_edit", "lumina2", "z_image", "hunyuan_video", "hunyuan_video_15", "hunyuan_image", "mochi"]
 SELF = ["wan", "wan_fun_reference", "wan_vace", "wan_i2v", "ltx", "ltx_guides", "cosmos", "cosmos_predict2", "sd15", "svd"]
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """SoftPAG in company: other guidances and methods, batches, areas, ControlNets and windows; and what is refused."""
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -11,14 +10,7 @@ from attention_loom.core.methods.softpag import head_mix
 from attention_loom.core.methods.ultravico import UltraViCo
 from softpag_runs import by_hand, counted, explicit, softpag, watched
 
-pytestmark = pytest.mark.host
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 
 
 @pytest.fixture

@@ -1,21 +1,12 @@
 """The node's inputs as a method: presets, what is used when several heads are given, and sentences for what does not fit."""
 
-import host_inprocess
 import pytest
 import tiny_models
-import torch
 from attention_loom.core.attach import methods_of
 from attention_loom.core.errors import LoomError
 from attention_loom.core.families.base import number
 
-pytestmark = pytest.mark.host
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import host_inprocess
 import pytest
 import tiny_models
 import torch
@@ -12,7 +11,7 @@ from attention_loom.core.guidance import EXTRA
 from attention_loom.core.methods.ultravico import UltraViCo
 from softpag_runs import softpag
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 LAST = {
     "flux": "-1",
     "sd3": "-1",
@@ -26,13 +25,6 @@ LAST = {
     "z_image": "-1",
     "mochi": "-1",
 }
-
-
-@pytest.fixture(autouse=True)
-def _host():
-    host_inprocess.import_host()
-    with torch.inference_mode():
-        yield
 
 
 def reusing(settings):
