@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .errors import LoomError
 
 WORD_STARTS = ("\u2581", "\u0120")
@@ -42,6 +45,20 @@ class Located:
         """What was found, for the user to check."""
         lines = [f"{c.phrase}: {' '.join(c.pieces)} (tokens {', '.join(map(str, c.tokens))})" for c in self.concepts]
         return "\n".join([*lines, f"{len(self.words)} tokens of the prompt in a context of {self.length}"])
+
+    def columns(self, text: tuple[int, int], keys: int) -> Tensor | None:
+        """fp32 [keys, phrases]: 1 on the tokens of each phrase; None where the text is not the prompt's.
+
+        text: [lo, hi) of the text keys. A U-Net's shorter prompt is repeated up to the longer one's length: every repeat counts.
+        """
+        lo, hi = text
+        if self.length < 1 or (hi - lo) % self.length:
+            return None
+        found = torch.zeros(keys, len(self.concepts))
+        for w, concept in enumerate(self.concepts):
+            for start in range(lo, hi, self.length):
+                found[[start + t for t in concept.tokens], w] = 1.0
+        return found
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from .call import Block
 from .errors import LoomError
 from .schedule import BlockSelection
 
+CROSS = "cross"
+"""Before a head of a cross-attention in a list: it is no head of the block's own attention."""
 EXAMPLES = "write for instance 7-10, 9:0,3,5, L9H3@0.3, d5, s12, or for UNets d0-d5, m0, u0.4"
 Ranges = tuple[tuple[int, int], ...]
 
@@ -144,6 +146,8 @@ def _parts(text: str) -> list[str]:
 
 def _item(part: str) -> HeadItem:
     found = _PAIR.match(part.lower()) or _LIST.match(part.lower())
+    if part.lower().startswith(CROSS):
+        raise LoomError(f"'{part}' is a head of a cross-attention, which reads the text; heads are chosen here among those that read the picture. Rank them by a measure of those.")
     if found is None:
         raise LoomError(f"'{part}' is not a selection of heads; {EXAMPLES}.")
     block = re.sub(r"(^|-)l(?=\d)", r"\1", found["block"])  # L counts all blocks in order, as a bare number does

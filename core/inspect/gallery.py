@@ -12,7 +12,7 @@ from ..errors import LoomError
 from .draw import curves, groups, maps
 from .draw.heatmap import heatmap
 from .study import Study
-from .summary import Head, available, caption
+from .summary import Head, available, caption, crossed
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ Painter = Callable[[Study, Look, list[Head], np.ndarray | None], Image.Image | N
 
 
 def _heat(study: Study, look: Look, heads: list[Head], image: np.ndarray | None) -> Image.Image | None:
-    return heatmap(study, look.measure, set(heads), look.sort, look.normalise, look.colour_map) if study.places() else None
+    return heatmap(study, look.measure, set(heads), look.sort, look.normalise, look.colour_map, crossed(study, look.measure)) if study.places() else None
 
 
 def _cross(study: Study, look: Look, heads: list[Head], image: np.ndarray | None) -> Image.Image | None:
     known = available(study, cross=True)
-    return heatmap(study, look.measure if look.measure in known else "entropy", (), look.sort, look.normalise, look.colour_map, cross=True) if known else None
+    both = look.measure in known and look.measure in available(study)  # one of cross-attentions alone is the first picture's
+    return heatmap(study, look.measure if both else "entropy", (), look.sort, look.normalise, look.colour_map, cross=True) if known else None
 
 
 def _rings(study: Study, look: Look, heads: list[Head], image: np.ndarray | None) -> Image.Image | None:

@@ -15,12 +15,13 @@ from ..extra_pass import evaluate_all
 from ..families import family_of
 from ..methods.inspector import Inspector, Watch
 from ..methods.prune import PrunePass, Pruning, no_negative
-from ..methods.prune_part import WHOLE
+from ..methods.prune_part import WHOLE, WORDS
 from ..methods.prune_slope import PruneSlope, SlopePass
 from ..relay import Relay
 from ..report import Run
 from .importance import GUIDANCE, Pruned, changes, guidance_change, ranked
 from .slope import slopes
+from .study import Study
 
 MODES = ("off", "fast", "screen", "full")
 LAYERS = 6
@@ -84,7 +85,7 @@ def install(
             f"importance '{mode}' would evaluate the model {probes.evaluations} times ({sum(n for _, n in layers)} heads at {probes.steps} steps), more than {MOST}; choose screen or fast, "
             "fewer steps or blocks, or switch 'sure' on."
         )
-    clone = attach(model, PruneSlope(prune, part) if mode == "fast" else Pruning(prune, part, guidance))
+    clone = attach(model, PruneSlope(prune, part, inspector.words) if mode == "fast" else Pruning(prune, part, inspector.words, guidance))
     clone.set_model_sampler_post_cfg_function(prober(inspector, probes))
     return clone
 
@@ -114,7 +115,8 @@ def _reading(watch: Watch, sigma: float) -> int | None:
 def _probe(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Pruned:
     import comfy.utils
 
-    study, series = watch.study, _Series(args, probes, run)
+    study = watch.study
+    series = _Series(args, probes, study, run)
     if not study.layer_importance and probes.mode == "screen":
         for layer, _ in probes.layers:
             study.layer_importance[layer] = series.change(layer, None)["importance"]
@@ -133,10 +135,10 @@ def _probe(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Prun
 class _Series:
     """The pruned evaluations of one step. args: as the host gives them to post-CFG functions."""
 
-    def __init__(self, args: dict[str, Any], probes: Probes, run: Run) -> None:
+    def __init__(self, args: dict[str, Any], probes: Probes, study: Study, run: Run) -> None:
         if probes.guidance and args["uncond"] is None:
             raise no_negative()
-        self.args, self.run, self.guidance = args, run, probes.guidance
+        self.args, self.study, self.run, self.guidance = args, study, run, probes.guidance
         self.relay: Relay | None = None
         self._reuse, self._walked_both, self._before = probes.reuse, False, 0
 
@@ -165,7 +167,7 @@ class _Series:
         pass_, pruned = self._evaluate({layer: head}, both)
         self.run.passes[Pruning.owner] += len(pruned)
         if not pass_.touched:
-            raise _unreached(layer)
+            raise _unreached(layer, self.study)
         found = changes(self.args["cond_denoised"], pruned[0], self.args["input"])
         if both:
             found[GUIDANCE] = guidance_change((self.args["cond_denoised"], self.args["uncond_denoised"]), (pruned[0], pruned[1]))
@@ -185,9 +187,11 @@ def _fast(args: dict[str, Any], probes: Probes, watch: Watch, run: Run) -> Prune
     watch.study.evaluations += 1
     missed = [layer for layer in layers if layer not in pass_.gates]
     if missed:
-        raise _unreached(missed[0])
+        raise _unreached(missed[0], watch.study)
     return found
 
 
-def _unreached(layer: int) -> LoomError:
-    return LoomError(f"layer {layer} could not be pruned: another node replaces its attention or skips it; leave it out with 'blocks', or set importance off.")
+def _unreached(layer: int, study: Study) -> LoomError:
+    """Why, as far as the study knows."""
+    why = "; ".join(study.notes) if study.how.get("part") == WORDS and study.notes else "another node replaces its attention or skips it"
+    return LoomError(f"layer {layer} could not be pruned: {why}; leave it out with 'blocks', or set importance off.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ..call import AttentionCall, Block
+from ..methods.prune_part import WORDS
 from .importance import Pruned, by_head
 from .labels import label
 from .statistics import Grid, HeadStats, mean_stats
@@ -97,7 +98,9 @@ class Study:
         key = place, len(self.pruned)
         if key not in self._means:
             stats = mean_stats(s for calls in self.stats[place].values() for s in calls)
-            found = {} if place.kind == "cross" else by_head(self.pruned, place.layer, len(stats.scalars["entropy"]))
+            # of words: the attention that reads them; else the picture's own
+            here = stats.words is not None if self.how.get("part") == WORDS else place.kind != "cross"
+            found = by_head(self.pruned, place.layer, len(stats.scalars["entropy"])) if here else {}
             self._means[key] = replace(stats, scalars=stats.scalars | found)
         return self._means[key]
 

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import LoomError
-from ..methods.prune_part import WHOLE
+from ..heads import CROSS
+from ..methods.prune_part import WHOLE, WORDS
 from .frames import profiles, suggest
 from .importance import FAST, METRICS, PRUNED
 from .statistics import HeadStats
@@ -47,17 +48,23 @@ def check(study: Study | None) -> Study:
     return study
 
 
+def crossed(study: Study, measure: str) -> bool:
+    """Whether a measure is one of cross-attentions alone: the importance of words where the text is read apart."""
+    return measure in METRICS and measure not in available(study) and measure in available(study, cross=True)
+
+
 def top_heads(study: Study, measure: str, count: int, order: str = "highest") -> list[Head]:
-    """The ``count`` heads with the highest (lowest) measure, best first; cross-attentions and repeated places take no part.
+    """The ``count`` heads with the highest (lowest) measure, best first; repeated places take no part, cross-attentions only in a measure of theirs alone.
 
     Raises LoomError naming the measures there are.
     """
-    if measure not in available(study):
+    cross = crossed(study, measure)
+    if not cross and measure not in available(study):
         raise LoomError(f"measure '{measure}' does not exist for this model; choose one of {', '.join(available(study))}.")
     sign = -1 if order == "highest" else 1
     seen: set[int] = set()
     ranked: list[tuple[float, int, Head]] = []
-    for place in study.places():
+    for place in study.places(cross):
         if place.layer in seen or measure not in study.mean(place).scalars:
             continue
         seen.add(place.layer)
@@ -67,12 +74,12 @@ def top_heads(study: Study, measure: str, count: int, order: str = "highest") ->
 
 
 def heads_text(heads: list[Head]) -> str:
-    """The list as SoftPAG reads it.
+    """The list as SoftPAG reads it; heads of cross-attentions, which it refuses, are marked.
 
     >>> heads_text([])
     ''
     """
-    return ", ".join(f"L{place.layer}H{head}" for place, head in heads)
+    return ", ".join(f"{CROSS if place.kind == 'cross' else ''}L{place.layer}H{head}" for place, head in heads)
 
 
 def caption(study: Study) -> str:
@@ -109,13 +116,14 @@ def text(study: Study, measure: str, heads: list[Head]) -> str:
 
 def _importance(study: Study) -> str:
     """Which heads matter and how unequally, from the pruned ones."""
-    by = next(m for m in (PRUNED[0], FAST) if m in available(study))
+    by = next(m for m in (PRUNED[0], FAST) if m in available(study) or crossed(study, m))
     known = np.array([value_of(study, place, by)[head] for place, head in top_heads(study, by, MOST_HEADS)])
     top = float(known[: max(1, len(known) // 10)].mean() / max(float(np.median(known)), 1e-12))
     part = study.how.get("part", WHOLE)
+    words = f": {', '.join(study.setting.words)}" if part == WORDS else ""
     what = "to first order" if by == FAST else "pruned one by one"
     return (
-        f"importance: {len(known)} heads {what}{'' if part == WHOLE else f' (part {part})'} in {study.evaluations} evaluations; "
+        f"importance: {len(known)} heads {what}{'' if part == WHOLE else f' (part {part}{words})'} in {study.evaluations} evaluations; "
         f"most: {heads_text(top_heads(study, by, 5))}; the top tenth changes the prediction {top:.1f} times as much as the median head"
         + (f"; {study.handed_on} blocks before a pruned layer were handed on instead of computed (reuse_prefix)" if study.how.get("reuse_prefix") == "on" else "")
     )

@@ -161,7 +161,7 @@ class Watch:
         located, text, grid = self.method.words, call.k.range("text"), call.q.grid
         if located is None or text is None or grid is None or call.q.grid_span is None:
             return stats
-        columns = word_columns(located, text, call.k.length)
+        columns = located.columns(text, call.k.length)
         if columns is None:
             self.study.note(f"words were not read in {place.name}: it has {text[1] - text[0]} text tokens, the prompt makes {located.length}")
             return stats
@@ -170,18 +170,3 @@ class Watch:
         found = found[items, :, lo : lo + grid[0] * grid[1] * grid[2]].float().mean(0)  # [H, N, W]
         add_map(self.study.word_maps, place, found.mean(0).T.unflatten(1, grid).cpu())
         return replace(stats, words=found.mean(1).cpu())
-
-
-def word_columns(located: Located, text: tuple[int, int], keys: int) -> Tensor | None:
-    """fp32 [keys, W]: 1 on the tokens of each word; None where the text is not the prompt's.
-
-    text: [lo, hi) of the text keys. A U-Net's shorter prompt is repeated up to the longer one's length: every repeat counts.
-    """
-    lo, hi = text
-    if located.length < 1 or (hi - lo) % located.length:
-        return None
-    columns = torch.zeros(keys, len(located.concepts))
-    for w, concept in enumerate(located.concepts):
-        for start in range(lo, hi, located.length):
-            columns[[start + t for t in concept.tokens], w] = 1.0
-    return columns

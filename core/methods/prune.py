@@ -10,21 +10,17 @@ from torch import Tensor
 from ..errors import LoomError
 from ..guidance import ExtraPass
 from .base import Method
-from .prune_part import WHOLE, check_part, has_part, share
+from .prune_part import WHOLE, WORDS, check_part, has_part, share
 from .softpag import head_mix
 
 if TYPE_CHECKING:
-    from ..call import AttentionCall
+    from ..call import AttentionCall, Seen
+    from ..concepts import Located
     from ..families.base import Family
     from ..weave import Draft
 
 PRUNE = {"mean": "mean", "identity": "identity", "zero": ""}
 """The user's word -> the plan's target: every token reads the mean of all values, or its own value alone; zero: nothing, whatever the plan."""
-
-
-def prunable(call: AttentionCall) -> bool:
-    """Whether heads of this call can be pruned: attention of a numbered block over its own tokens."""
-    return call.kind in ("self", "joint") and call.q == call.k
 
 
 @dataclass
@@ -36,17 +32,20 @@ class PrunePass(ExtraPass):
 
 @dataclass(frozen=True)
 class HeadPruning(Method):
-    """What pruning in passes of its own needs, whole or to first order. prune: a key of :data:`PRUNE`; part: of joint attention, put out whatever ``prune`` says."""
+    """What pruning in passes of its own needs, whole or to first order. prune: a key of :data:`PRUNE`; part: one of ``PARTS``, put out whatever ``prune``
+    says; words: those of part "words".
+    """
 
     reads: ClassVar[bool] = True
 
     prune: str = "mean"
     part: str = WHOLE
+    words: Located | None = None
 
     def __post_init__(self) -> None:
         if self.prune not in PRUNE:
             raise LoomError(f"prune '{self.prune}' was given; choose one of {', '.join(PRUNE)}.")
-        check_part(self.part)
+        check_part(self.part, words=self.words)
 
     @property
     def only_in(self) -> str:
@@ -55,7 +54,21 @@ class HeadPruning(Method):
 
     def check_family(self, family: Family, model: Any) -> None:
         """A part needs text and picture in one attention."""
-        check_part(self.part, family)
+        check_part(self.part, family, self.words)
+
+    def check_prompts(self, prompts: dict[str, list[dict[str, Any]]], batch: int) -> None:
+        """The words' places are those of one prompt."""
+        several = len(prompts.get("positive", ()))
+        if self.part == WORDS and several > 1:
+            raise LoomError(f"part words knows the words' places in one positive prompt, and this run has {several} (areas, times or combined); use one prompt, or another part.")
+
+    def has(self, call: AttentionCall) -> bool:
+        """Whether heads of this call can be pruned."""
+        return has_part(self.part, call, self.words)
+
+    def share(self, call: AttentionCall, seen: Seen, draft: Draft) -> Tensor:
+        """What the part adds to every head's result."""
+        return share(self.part, call, seen, draft, self.owner, self.words)
 
 
 @dataclass(frozen=True)
@@ -68,12 +81,13 @@ class Pruning(HeadPruning):
 
     def check_prompts(self, prompts: dict[str, list[dict[str, Any]]], batch: int) -> None:
         """There must be a negative prompt where it is asked."""
+        super().check_prompts(prompts, batch)
         if self.negative and not prompts.get("negative"):
             raise no_negative()
 
     def wants(self, call: AttentionCall) -> bool:
         """The pruned layer's attention over its own tokens."""
-        return isinstance(call.extra, PrunePass) and prunable(call) and has_part(self.part, call) and call.block.ordinal in call.extra.heads
+        return isinstance(call.extra, PrunePass) and call.block.ordinal in call.extra.heads and self.has(call)
 
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Stage 7, at full amount."""
@@ -81,7 +95,7 @@ class Pruning(HeadPruning):
         call.extra.touched.add(call.block)
         head = call.extra.heads[call.block.ordinal]
         if self.part != WHOLE:
-            draft.rework(self.owner, lambda out: _less(out, share(self.part, call, call.seen, draft, self.owner), head))  # type: ignore[arg-type]
+            draft.rework(self.owner, lambda out: _less(out, self.share(call, call.seen, draft), head))  # type: ignore[arg-type]
             return
         if self.prune == "zero":
             draft.rework(self.owner, lambda out: _without(out, head))

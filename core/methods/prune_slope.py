@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..guidance import ExtraPass
-from .prune import HeadPruning, prunable
-from .prune_part import WHOLE, has_part, share
+from .prune import HeadPruning
+from .prune_part import WHOLE
 
 if TYPE_CHECKING:
     from ..call import AttentionCall, Seen
@@ -46,7 +46,7 @@ class PruneSlope(HeadPruning):
 
     def wants(self, call: AttentionCall) -> bool:
         """What pruning would change."""
-        return isinstance(call.extra, SlopePass) and prunable(call) and has_part(self.part, call) and call.block.ordinal in call.extra.layers
+        return isinstance(call.extra, SlopePass) and call.block.ordinal in call.extra.layers and self.has(call)
 
     def contribute(self, call: AttentionCall, draft: Draft) -> None:
         """Beside the plan: zeros that depend on the gates, once the result is there."""
@@ -61,7 +61,7 @@ class PruneSlope(HeadPruning):
                 direction = toward(self.prune, seen.v.detach(), out) - out
             else:
                 with torch.no_grad():
-                    direction = -share(self.part, call, seen, draft, self.owner)
+                    direction = -self.share(call, seen, draft)
             return _Step.apply(pass_.gate(call), direction)  # type: ignore[no-any-return, no-untyped-call]
 
         draft.result(self.owner, results.append)

@@ -22,8 +22,8 @@ def inspect(name="flux", mode="full", prune="mean", percents=(0.0, 0.5), after=l
     return method.into.last, out, model, patched
 
 
-def by_hand(change):
-    """FLUX makes three attention calls per evaluation: head 1 of the second one becomes change(its result, q, k, v), each [B, N, D], by an override of one's own.
+def by_hand(change, at=1):
+    """Head 1 of attention call `at` of an evaluation (FLUX makes three) becomes change(its result, q, k, v), each [B, N, D], by an override of one's own.
 
     Returns a dict that holds `changes` once a model sampled that went through the second: {metric: value} of the first step.
     """
@@ -38,7 +38,8 @@ def by_hand(change):
 
                 def override(func, q, k, v, heads, *rest, **kw):
                     out = func(q, k, v, heads, *rest, **kw).clone()
-                    if next(count) == 1:
+                    if next(count) == at:
+                        q, k, v = (x if x.ndim == 4 else x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
                         width = v.shape[-1]
                         head = slice(width, 2 * width)
                         out[..., head] = change(out[..., head], q[:, 1], k[:, 1], v[:, 1])

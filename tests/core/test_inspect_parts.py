@@ -6,13 +6,13 @@ from attention_loom.core.call import AttentionCall, Block, Seen, Span, TokenLayo
 from attention_loom.core.errors import LoomError
 from attention_loom.core.inspect.importance import PRUNED
 from attention_loom.core.inspect.summary import text, top_heads
-from attention_loom.core.methods.prune_part import PARTS, share, sides
+from attention_loom.core.methods.prune_part import JOINT, share, sides
 from attention_loom.core.weave import Draft
 from inspect_runs import by_hand, inspect, of_part, scores
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("part", PARTS[1:])
+@pytest.mark.parametrize("part", JOINT)
 def test_a_part_is_put_out_as_by_an_explicit_softmax(part):
     seen, keep = by_hand(lambda out, q, k, v: out - of_part(part, q, k, v))
     study, out, model, _ = inspect("flux", percents=(0.0,), after=keep, asked={"part": part})
@@ -38,10 +38,10 @@ def test_the_four_parts_make_the_whole_with_masks_scales_and_shared_keys():
 
     seen = Seen(q, k, v, mask, 0.7, dense)
     call = AttentionCall("FLUX", Block("double", 0, 0, 1), "joint", 4, 8, layout, layout, 1.0, 0.0, (0,), 2, q.device, q.dtype)
-    parts = [share(part, call, seen, Draft(call), "me") for part in PARTS[1:]]
+    parts = [share(part, call, seen, Draft(call), "me") for part in JOINT]
     whole = (q @ k.repeat_interleave(2, 1).mT * 0.7 + mask).softmax(-1) @ v.repeat_interleave(2, 1)
     torch.testing.assert_close(sum(parts), whole)
-    for part, found in zip(PARTS[1:], parts, strict=True):
+    for part, found in zip(JOINT, parts, strict=True):
         assert (found[:, :, ~sides(part, layout)[0]] == 0).all()
     padded = TokenLayout((Span("text", 4), Span("image", 6, (1, 2, 3)), Span("other", 3)))
     assert [int(side.sum()) for side in sides("image_text", padded)] == [6, 4], "padding is neither"
@@ -62,7 +62,7 @@ def test_parts_exist_in_every_joint_family(name):
 @pytest.mark.host
 def test_parts_are_refused_where_text_is_read_apart():
     for mode in ("full", "fast"):
-        with pytest.raises(LoomError, match="part text_image needs attention over text and picture together, and Wan reads its text apart; set part to whole"):
+        with pytest.raises(LoomError, match="part text_image needs attention over text and picture together, and Wan reads its text apart; set part to whole or words"):
             inspect("wan", mode=mode, asked={"part": "text_image"})
     with pytest.raises(LoomError, match="part 'image' was given; choose one of whole, image_image"):
         inspect("flux", asked={"part": "image"})

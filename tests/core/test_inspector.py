@@ -11,7 +11,7 @@ from attention_loom.core.errors import LoomError
 from attention_loom.core.heads import HeadSet
 from attention_loom.core.inspect.study import Collection, Place, Setting, Study
 from attention_loom.core.inspect.summary import as_json, check, heads_text, text, top_heads
-from attention_loom.core.methods.inspector import Inspector, word_columns
+from attention_loom.core.methods.inspector import Inspector
 from attention_loom.core.methods.softpag import SoftPAG
 from attention_loom.core.methods.ultravico import UltraViCo
 from attention_loom.core.schedule import BlockSelection
@@ -145,7 +145,7 @@ def test_word_maps_are_columns_of_the_attention():
 
 
 def test_words_of_another_prompt_are_not_read():
-    assert word_columns(WORDS, (0, 7), 7) is None
+    assert WORDS.columns((0, 7), 7) is None
     study, _, _ = inspect("flux", prompts=(7, 7), words=WORDS)
     assert not study.word_maps
     assert "7 text tokens, the prompt makes 5" in study.notes[0]

@@ -48,6 +48,51 @@ def test_clip_rows_are_the_hosts_own_tokens():
         assert [words.clip_vocabulary()[row] for row in words.clip_rows(caption)] == host
 
 
+def test_place_words_and_boxes_are_found():
+    import comfy.sd1_clip
+    from attention_loom.toyworld.training.pointing import cells_inside, place_tokens
+
+    tokens = [token for token, _ in comfy.sd1_clip.SDTokenizer().tokenize_with_weights(CAPTIONS[0])[0]]
+    named = {token: word for word in ("left", "right") for token, _ in comfy.sd1_clip.SDTokenizer().tokenize_with_weights(word)[0][1:2]}
+    assert [named[tokens[at]] for at in place_tokens(CAPTIONS[0])] == ["left", "right"]
+    assert place_tokens(CAPTIONS[1]) == []
+    inside = cells_inside(torch.tensor([0.3, -0.2, 0.5, 0.25]), 4, 4).reshape(4, 4)
+    assert inside.nonzero().tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+def test_attention_that_points_is_learned(behind):
+    """Against an explicit softmax; and descent moves a key's attention into its box."""
+    import comfy.ops
+    from attention_loom.toyworld.training.pointing import Pointing, cells_inside
+    from comfy.ldm.modules.attention import CrossAttention
+
+    torch.manual_seed(0)
+    layer = CrossAttention(8, 8, heads=2, dim_head=4, operations=comfy.ops.disable_weight_init, dtype=torch.float32, device="cpu")
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    x, text = torch.randn(2, 16 + behind, 8), torch.randn(2, 16 + behind if behind else 5, 8)
+    text = x if behind else text
+    box = torch.tensor([0.0, 0.0, 0.5, 0.5])
+    targets = [(1, 2, box)]
+    optimiser = torch.optim.Adam(layer.parameters(), lr=0.02)
+    shares = []
+    for _ in range(60):
+        with Pointing([layer]) as seen:
+            layer(x, context=text)
+        loss = seen.loss(targets, (8, 8), behind)
+        q, k = (p.unflatten(-1, (2, 4)).transpose(1, 2)[1] for p in (layer.to_q(x), layer.to_k(text)))
+        map_ = (q[:, :16] @ k.mT / 2).softmax(-1)[..., 2 + (16 if behind else 0)]
+        share = (map_ * cells_inside(box, 4, 4)).sum(-1) / map_.sum(-1)
+        assert loss.item() == pytest.approx(-share.log().mean().item(), rel=1e-4, abs=1e-6)
+        shares.append(share.mean().item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert shares[0] < 0.5 and shares[-1] > 0.8
+    assert not layer.to_q._forward_hooks
+
+
 def test_t5_tower_equals_the_hosts_forward():
     from attention_loom.toyworld.training import text, words
 

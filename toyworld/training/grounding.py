@@ -16,9 +16,10 @@ from ..host import CHECKPOINTS, load_host
 from ..scenes import Caption, Mix
 from . import pools, words
 from .loop import amp
-from .sd15 import BATCH, SD15
+from .pointing import Pointing
+from .sd15 import BATCH, POINTING, POINTING_UNTIL, SD15
 
-MIX = Mix(two=0.4, three=0.2)
+MIX = Mix(two=0.4, three=0.2, placed=0.2)  # most captions leave the places to the boxes
 MOST = 30  # objects of the host's GLIGEN
 HEAD = 64  # the head width that the host's loader assumes for any text width but 768
 NO_BOXES = 0.1  # share of pictures shown without boxes
@@ -81,11 +82,17 @@ class Grounding(SD15):
         return boxes.to(device), masks.to(device), embeddings
 
     def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
-        """Error of the predicted noise with boxes given."""
+        """Error of the predicted picture with boxes given; in the first part also that of the boxes' attention."""
         chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
-        with amp(self.alpha.device):
-            patch = self._host[0]._set_position(*self.grounded(chosen, pool, generator))
-            return self.error(pool, chosen, generator, {"patches": {"middle_patch": [patch]}}).mean()
+        boxes, masks, phrases = self.grounded(chosen, pool, generator)
+        with amp(self.alpha.device), Pointing([block.attn for block in self.blocks]) as seen:
+            patch = self._host[0]._set_position(boxes, masks, phrases)
+            error = self.error(pool, chosen, generator, {"patches": {"middle_patch": [patch]}})
+            error = (error * pools.emphasis(pool, chosen, step, steps).to(self.alpha.device)).mean()
+        shown = (masks * torch.tensor(self.hides, device=masks.device)[:, None]).nonzero().tolist()
+        if step >= POINTING_UNTIL * steps or not shown:
+            return error
+        return error + POINTING * seen.loss([(i, j, boxes[i, j].cpu()) for i, j in shown], pool.latents.shape[-2:], behind=MOST)
 
     def export(self, folder: Path, note: dict[str, Any]) -> None:
         """Write the file that GLIGENLoader reads."""

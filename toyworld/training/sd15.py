@@ -18,6 +18,7 @@ from ..host import load_host
 from ..scenes import Mix
 from . import encoders, pools, text, words
 from .loop import amp, times
+from .pointing import Pointing, place_tokens, text_readers
 
 SIZES = dict(
     image_size=32, in_channels=16, out_channels=16, model_channels=64, num_res_blocks=[1, 1, 1], channel_mult=(1, 2, 2), context_dim=text.CLIP["hidden_size"],
@@ -32,6 +33,11 @@ EMPTY_PROMPT = 0.1
 BATCH = 24
 SNR_LIMIT = 5.0
 """Greatest weight of a squared error: that of the velocity, (signal^2 + noise^2) / noise^2, would be without bound (min-SNR, arXiv 2303.09556)."""
+
+POINTING, POINTING_UNTIL = 0.1, 0.7
+"""Weight of the loss that lets place words point at their objects, and the share of the steps by which it ends."""
+HIDDEN = 0.8
+"""Noise level from which on a picture does not show where its objects are."""
 
 
 class SD15(nn.Module):
@@ -67,20 +73,27 @@ class SD15(nn.Module):
         return pools.make(count, seed, "clip", False, MIX, BARE, LOOSE)
 
     def loss(self, pool: pools.Pool, step: int, steps: int, generator: torch.Generator) -> Tensor:
-        """Weighted error of the predicted picture on a random batch."""
+        """Weighted error of the predicted picture on a random batch; in the first part also that of the place words' attention."""
         chosen = torch.randint(0, len(pool.rows), (BATCH,), generator=generator)
-        with amp(self.alpha.device):
-            return (self.error(pool, chosen, generator) * pools.emphasis(pool, chosen, step, steps).to(self.alpha.device)).mean()
+        with amp(self.alpha.device), Pointing(text_readers(self.model)) as seen:
+            error = (self.error(pool, chosen, generator) * pools.emphasis(pool, chosen, step, steps).to(self.alpha.device)).mean()
+        named = [(i, sample) for i, sample in enumerate(chosen.tolist()) if self.hides[i]]
+        targets = [(i, token, box) for i, sample in named for token, box in zip(place_tokens(pool.captions[sample]), pool.boxes[sample])]
+        if step >= POINTING_UNTIL * steps or not targets:
+            return error
+        return error + POINTING * seen.loss(targets, pool.latents.shape[-2:])
 
     def error(self, pool: pools.Pool, chosen: Tensor, generator: torch.Generator, options: dict[str, Any] | None = None) -> Tensor:
         """Squared errors [B, 16, h, w] of the predicted pictures, weighted by noise level; `options` are the host's transformer options."""
         device = self.alpha.device
         clean, rows = pool.latents[chosen].float().to(device), pool.rows[chosen].clone()
-        rows[torch.rand(len(chosen), generator=generator) < EMPTY_PROMPT] = words.rows_tensor([""], "clip")[0]
+        empty = torch.rand(len(chosen), generator=generator) < EMPTY_PROMPT
+        rows[empty] = words.rows_tensor([""], "clip")[0]
         t = self.timesteps(len(chosen), generator)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         alpha = self.alpha[t].view(-1, 1, 1, 1)
         signal, level = alpha.sqrt(), (1 - alpha).sqrt()
+        self.hides = (~empty.to(device) & (level / (level + signal) >= HIDDEN).flatten()).tolist()  # which pictures do not show what their texts say
         guess = self._forward[0](signal * clean + level * noise, t.float(), context=self.text(rows.to(device)), transformer_options=options or {})
         return (guess.float() - clean) ** 2 * (1 / level**2).clamp(max=SNR_LIMIT)
 

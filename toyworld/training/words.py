@@ -31,7 +31,7 @@ def t5_rows(caption: str) -> list[int]:
 
 
 @cache
-def _clip_ids(word: str) -> tuple[int, ...]:
+def clip_ids(word: str) -> tuple[int, ...]:
     load_host()
     import comfy.sd1_clip
 
@@ -42,7 +42,7 @@ def _clip_ids(word: str) -> tuple[int, ...]:
 @cache
 def clip_vocabulary() -> tuple[int, ...]:
     """Ids of the host's CLIP vocabulary that captions use: start, end, then those of the words, ascending."""
-    return (49406, 49407, *sorted({token for word in WORDS for token in _clip_ids(word)}))
+    return (49406, 49407, *sorted({token for word in WORDS for token in clip_ids(word)}))
 
 
 @cache
@@ -56,7 +56,7 @@ def clip_rows(caption: str) -> list[int]:
     if unknown:
         raise ValueError(f"The second toy world has no word {unknown[0]!r}; its words are: {' '.join(WORDS)}.")
     rows = _clip_rows()
-    inner = [rows[token] for word in caption.split() for token in _clip_ids(word)]
+    inner = [rows[token] for word in caption.split() for token in clip_ids(word)]
     if len(inner) > CLIP_LENGTH - 2:
         raise ValueError(f"The caption has {len(inner)} CLIP tokens; at most {CLIP_LENGTH - 2} fit.")
     return [0, *inner, *[1] * (CLIP_LENGTH - 1 - len(inner))]
