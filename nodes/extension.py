@@ -14,6 +14,7 @@ from .gradsam import LoomGradSAM, LoomSubjectMask
 from .headhunter import LoomHeadHunter, LoomLoadHeads, LoomPictureScorer
 from .inspector import LoomInspector, LoomInspectorPictures
 from .ir_diffusion import LoomIRDiffusion, LoomPlaceMasks, LoomReferencePictures, LoomSubjectBatch
+from .model_scorer import LoomModelScorer
 from .ouroboros import LoomDecodeEndless, LoomEndlessPrompts, LoomEndlessSubject, LoomOuroboros
 from .report import LoomReport
 from .riflex import LoomRIFLEx
@@ -52,6 +53,7 @@ class AttentionLoom(ComfyExtension):
             LoomSoftPAG,
             LoomHeadHunter,
             LoomPictureScorer,
+            LoomModelScorer,
             LoomLoadHeads,
             LoomAStar,
             LoomGradSAM,

@@ -197,14 +197,19 @@ def scorer(measure: str, weight: float = 1.0, reference: Any = None, clip_vision
     common.choice("measure", measure, [*GOALS, *LIKENESS])
     if measure in LIKENESS and reference is None:
         raise LoomError(f"measure '{measure}' needs a picture to compare with; connect reference.")
-    if weight == 0:
-        raise LoomError("weight 0 was given: nothing would count; use a negative weight for less of it.")
     if measure in LIKENESS:
         own: Scorer = Likeness.to(measure, reference, None if clip_vision is None else lambda images: clip_vision.encode_image(images)["image_embeds"])
     elif measure in MEASURES:
         own = Measured(measure)
     else:
         own = PromptAttention(tuple(w.strip() for w in words.split(",") if w.strip()))
+    return joined(own, weight, plus, join)
+
+
+def joined(own: Scorer, weight: float, plus: Any, join: str) -> Scorer:
+    """A scorer with its weight and what else counts. Raises LoomError."""
+    if weight == 0:
+        raise LoomError("weight 0 was given: nothing would count; use a negative weight for less of it.")
     parts = [(weight, own)] + ([] if plus is None else [(1.0, as_scorer(plus))])
     if len(parts) == 1 and weight == 1.0:
         return own

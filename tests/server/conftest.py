@@ -5,11 +5,14 @@
 
 import copy
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 from attention_loom.tools.headless import ROOT
 
+sys.path.append(str(Path(__file__).parent.parent / "core"))  # tiny models are shared
 
 @pytest.fixture(scope="session")
 def host(server):

@@ -24,6 +24,7 @@ OURS = [
     "LoomSoftPAG",
     "LoomHeadHunter",
     "LoomPictureScorer",
+    "LoomModelScorer",
     "LoomLoadHeads",
     "LoomAStar",
     "LoomGradSAM",

@@ -26,6 +26,7 @@ RECIPES = (
     heads.inspect_attention_sd15,
     heads.find_heads_toy,
     heads.find_heads_sd15,
+    heads.find_heads_prompt_match_sd15,
     heads.use_found_heads_sd15,
     paths.draw_path,
     steer.steer_object_toy,

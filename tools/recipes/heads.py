@@ -9,6 +9,9 @@ FLUX = "flux1-dev-fp8.safetensors"
 
 FLUX_FILE = {"name": FLUX, "url": f"https://huggingface.co/Comfy-Org/flux1-dev/resolve/main/{FLUX}", "directory": "checkpoints"}
 
+CLIP = "model.safetensors"
+CLIP_FILE = {"name": CLIP, "url": f"https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/{CLIP}", "directory": "clip_vision"}
+
 
 def head_guidance_sd15() -> Recipe:
     """One prompt with CFG alone, with the host's perturbed-attention guidance, and with weakened heads at half its strength."""
@@ -186,6 +189,37 @@ def find_heads_sd15() -> Recipe:
         "- Heads belong to the checkpoint they were found on. Open *use_found_heads_sd15* to use them another day."
     )
     return Recipe("find_heads_sd15", {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
+
+
+def find_heads_prompt_match_sd15() -> Recipe:
+    """Heads of SD 1.5 whose weakening makes pictures fit their prompts better, judged by a CLIP file."""
+    load, text, search, stock, ours = "Model", "Prompt", "Search", "CFG alone", "CFG and the heads found"
+    nodes = {
+        **sd15("a red bicycle beside a blue door, two white cats in front", load, text),
+        "judge": Node("LoomModelScorer", {"model_name": CLIP, "measure": "prompt match", "weight": 1.0, "before": "A photo depicts"}, search, models=[CLIP_FILE]),
+        "sharp": Node("LoomPictureScorer", {"measure": "sharpness", "weight": 10.0, "plus": link("judge")}, search, "and sharp"),
+        "hunter": Node(
+            "LoomHeadHunter",
+            {
+                "model": link("checkpoint"), "positive": link("positive"), "vae": link("checkpoint", 2), "latent": link("latent"), "clip": link("checkpoint", 1),
+                "negative": link("negative"), "scorer": link("sharp"), "prompts": "a green bench under a yellow tree\na black dog and a white horse\nthree red apples on a blue plate",
+                "name": "prompt match", "per_round": 6, "pairs": 3, "steps": 12, "cfg": 4.0,
+            },
+            search,
+        ),
+        "heads": Node("LoomSoftPAG", {"model": link("checkpoint"), "preset": "auto", "scale": 3.0, "u": 0.7, "found_heads": link("hunter")}, ours),
+    }  # fmt: skip
+    picture_branch(nodes, "match_stock", stock, "checkpoint", "CFG alone")
+    picture_branch(nodes, "match_heads", ours, "heads", "Head Guidance")
+    note = (
+        "# Find heads that serve the prompt (SD 1.5)\n\n"
+        "The search keeps heads whose weakening makes pictures fit their prompts, judged by a whole CLIP file in models/clip_vision (text and vision with both "
+        "projections), with a little sharpness beside.\n\n"
+        "- Closer to what people prefer: PickScore_v1 or HPS v2 in its place, without *before*.\n"
+        "- Looks instead: *measure* aesthetic, with LAION's head beside the CLIP file.\n"
+        "- The paper joins PickScore and CLIPScore: two of these nodes, *join* harmonic mean."
+    )
+    return Recipe("find_heads_prompt_match_sd15", {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
 
 
 def use_found_heads_sd15() -> Recipe:
