@@ -9,7 +9,7 @@ import torch
 from ..host import CHECKPOINTS, load_host
 from .loop import Trainer, run
 
-STEPS = {"wan": 8500, "forcing": 1100, "sd3": 11500, "sd15": 6900, "grounding": 1000, "picture_vae": 600, "wan_vae": 1300}
+STEPS = {"wan": 8500, "forcing": 1100, "sd3": 11500, "sd15": 9800, "grounding": 2200, "picture_vae": 600, "wan_vae": 1300}
 POOL, POOLS = 24000, {"picture_vae": 1200, "wan_vae": 1200}  # decoders draw from crops, which are many a scene
 
 
