@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from comfy_api.latest import io
 
@@ -66,13 +68,31 @@ def scorer(
     common.choice("measure", measure, list(MEASURES))
     if (measure == "aesthetic") != (head != NONE):
         raise LoomError(f"measure '{measure}' was given with head '{head}'; aesthetic needs the file of its head, prompt match takes none.")
-    towers = Towers(_load(model_name), model_name, common.choice("activation", activation, list(ACTIVATIONS)))
+    towers = _towers(model_name, common.choice("activation", activation, list(ACTIVATIONS)))
     own: Scorer = PromptMatch(towers, before.strip()) if measure == "prompt match" else Aesthetic.of(towers, _load(head), head)
     return joined(own, weight, plus, join)
 
 
+_KNOWN: WeakValueDictionary[tuple[str, int, str], Towers] = WeakValueDictionary()
+"""Two scorers of one file share its model, as long as one of them lives."""
+
+
+def _towers(name: str, activation: str) -> Towers:
+    path = _path(name)
+    key = (path, Path(path).stat().st_mtime_ns, activation)
+    towers = _KNOWN.get(key)
+    if towers is None:
+        towers = _KNOWN[key] = Towers(_load(name), name, activation)
+    return towers
+
+
 def _load(name: str) -> Any:
     import comfy.utils
+
+    return comfy.utils.load_torch_file(_path(name), safe_load=True)
+
+
+def _path(name: str) -> str:
     import folder_paths
 
-    return comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(FOLDER, name), safe_load=True)
+    return str(folder_paths.get_full_path_or_raise(FOLDER, name))

@@ -146,6 +146,7 @@ def test_the_node_reads_files_and_joins_scorers(node):
     assert all(len(item.tooltip or "") > 20 for item in (*schema.inputs, *schema.outputs))
     shot = Shot(pictures(), "two cats")
     match = node.LoomModelScorer.execute("clip.safetensors", "prompt match", 1.0).result[0]
+    assert node.scorer("clip.safetensors", "prompt match").towers is match.towers is not node.scorer("clip.safetensors", "prompt match", activation="gelu").towers
     looks = node.scorer("clip.safetensors", "aesthetic", head="head.safetensors", plus=match, weight=2.0)
     alone = node.scorer("clip.safetensors", "aesthetic", head="head.safetensors")
     assert looks.score(shot) == pytest.approx(2 * alone.score(shot) + match.score(shot))

@@ -14,6 +14,7 @@ from attention_loom.tools.headless import ROOT
 
 sys.path.append(str(Path(__file__).parent.parent / "core"))  # tiny models are shared
 
+
 @pytest.fixture(scope="session")
 def host(server):
     return server

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .base import SCENES_SD3, SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, saved, sd15, toy_branch, toy_model
 
 FLUX = "flux1-dev-fp8.safetensors"
@@ -159,26 +161,33 @@ def find_heads_toy() -> Recipe:
     return Recipe("find_heads", {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
 
 
+def _searched_sd15(recipe: str, prompt: str, judges: Callable[[str], dict[str, Node]], note: str, **search_settings: object) -> Recipe:
+    """SD 1.5: judges (their node `scorer` last), a search, and pictures with and without the heads found."""
+    load, text, search, stock, ours = "Model", "Prompt", "Search", "CFG alone", "CFG and the heads found"
+    links = {
+        "model": link("checkpoint"), "positive": link("positive"), "vae": link("checkpoint", 2), "latent": link("latent"), "clip": link("checkpoint", 1),
+        "negative": link("negative"), "scorer": link("scorer"),
+    }  # fmt: skip
+    nodes = {
+        **sd15(prompt, load, text),
+        **judges(search),
+        "hunter": Node("LoomHeadHunter", links | search_settings | {"pairs": 3, "steps": 12, "cfg": 4.0}, search),
+        "heads": Node("LoomSoftPAG", {"model": link("checkpoint"), "preset": "auto", "scale": 3.0, "u": 0.7, "found_heads": link("hunter")}, ours),
+    }
+    picture_branch(nodes, f"{recipe}_stock", stock, "checkpoint", "CFG alone")
+    picture_branch(nodes, f"{recipe}_heads", ours, "heads", "Head Guidance")
+    return Recipe(recipe, {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
+
+
 def find_heads_sd15() -> Recipe:
     """Heads of SD 1.5 whose weakening makes pictures look like one of yours, searched on three prompts."""
-    load, text, search, stock, ours = "Model", "Prompt", "Search", "CFG alone", "CFG and the heads found"
-    nodes = {
-        **sd15("a lighthouse on a cliff, evening", load, text),
-        "reference": Node("LoadImage", {"image": "example.png"}, search, "A picture whose look you want"),
-        "scorer": Node("LoomPictureScorer", {"measure": "reference look", "weight": 1.0, "reference": link("reference")}, search),
-        "hunter": Node(
-            "LoomHeadHunter",
-            {
-                "model": link("checkpoint"), "positive": link("positive"), "vae": link("checkpoint", 2), "latent": link("latent"), "clip": link("checkpoint", 1),
-                "negative": link("negative"), "scorer": link("scorer"), "prompts": "a lighthouse on a cliff\na bowl of fruit on a table\na portrait of an old fisherman",
-                "name": "my look", "per_round": 3, "rounds": 2, "pairs": 3, "steps": 12, "cfg": 4.0,
-            },
-            search,
-        ),
-        "heads": Node("LoomSoftPAG", {"model": link("checkpoint"), "preset": "auto", "scale": 3.0, "u": 0.7, "found_heads": link("hunter")}, ours),
-    }  # fmt: skip
-    picture_branch(nodes, "look_stock", stock, "checkpoint", "CFG alone")
-    picture_branch(nodes, "look_heads", ours, "heads", "Head Guidance")
+
+    def judges(search: str) -> dict[str, Node]:
+        return {
+            "reference": Node("LoadImage", {"image": "example.png"}, search, "A picture whose look you want"),
+            "scorer": Node("LoomPictureScorer", {"measure": "reference look", "weight": 1.0, "reference": link("reference")}, search),
+        }
+
     note = (
         "# Find guidance heads (SD 1.5)\n\n"
         "Load a picture whose colours and edges you like. The search weakens every layer, then every head of the better half, in small runs of three prompts, and keeps "
@@ -188,29 +197,19 @@ def find_heads_sd15() -> Recipe:
         "- Too strong afterwards: lower *u* or *scale* in **Head Guidance**; no new search is needed.\n"
         "- Heads belong to the checkpoint they were found on. Open *use_found_heads_sd15* to use them another day."
     )
-    return Recipe("find_heads_sd15", {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
+    prompts = "a lighthouse on a cliff\na bowl of fruit on a table\na portrait of an old fisherman"
+    return _searched_sd15("find_heads_sd15", "a lighthouse on a cliff, evening", judges, note, prompts=prompts, name="my look", per_round=3, rounds=2)
 
 
 def find_heads_prompt_match_sd15() -> Recipe:
     """Heads of SD 1.5 whose weakening makes pictures fit their prompts better, judged by a CLIP file."""
-    load, text, search, stock, ours = "Model", "Prompt", "Search", "CFG alone", "CFG and the heads found"
-    nodes = {
-        **sd15("a red bicycle beside a blue door, two white cats in front", load, text),
-        "judge": Node("LoomModelScorer", {"model_name": CLIP, "measure": "prompt match", "weight": 1.0, "before": "A photo depicts"}, search, models=[CLIP_FILE]),
-        "sharp": Node("LoomPictureScorer", {"measure": "sharpness", "weight": 10.0, "plus": link("judge")}, search, "and sharp"),
-        "hunter": Node(
-            "LoomHeadHunter",
-            {
-                "model": link("checkpoint"), "positive": link("positive"), "vae": link("checkpoint", 2), "latent": link("latent"), "clip": link("checkpoint", 1),
-                "negative": link("negative"), "scorer": link("sharp"), "prompts": "a green bench under a yellow tree\na black dog and a white horse\nthree red apples on a blue plate",
-                "name": "prompt match", "per_round": 6, "pairs": 3, "steps": 12, "cfg": 4.0,
-            },
-            search,
-        ),
-        "heads": Node("LoomSoftPAG", {"model": link("checkpoint"), "preset": "auto", "scale": 3.0, "u": 0.7, "found_heads": link("hunter")}, ours),
-    }  # fmt: skip
-    picture_branch(nodes, "match_stock", stock, "checkpoint", "CFG alone")
-    picture_branch(nodes, "match_heads", ours, "heads", "Head Guidance")
+
+    def judges(search: str) -> dict[str, Node]:
+        return {
+            "judge": Node("LoomModelScorer", {"model_name": CLIP, "measure": "prompt match", "weight": 1.0, "before": "A photo depicts"}, search, models=[CLIP_FILE]),
+            "scorer": Node("LoomPictureScorer", {"measure": "sharpness", "weight": 10.0, "plus": link("judge")}, search, "and sharp"),
+        }
+
     note = (
         "# Find heads that serve the prompt (SD 1.5)\n\n"
         "The search keeps heads whose weakening makes pictures fit their prompts, judged by a whole CLIP file in models/clip_vision (text and vision with both "
@@ -219,7 +218,9 @@ def find_heads_prompt_match_sd15() -> Recipe:
         "- Looks instead: *measure* aesthetic, with LAION's head beside the CLIP file.\n"
         "- The paper joins PickScore and CLIPScore: two of these nodes, *join* harmonic mean."
     )
-    return Recipe("find_heads_prompt_match_sd15", {load: (0, 0), text: (1, 0), search: (2, 0), stock: (3, 0), ours: (3, 1)}, nodes, note)
+    prompts = "a green bench under a yellow tree\na black dog and a white horse\nthree red apples on a blue plate"
+    title = "a red bicycle beside a blue door, two white cats in front"
+    return _searched_sd15("find_heads_prompt_match_sd15", title, judges, note, prompts=prompts, name="prompt match", per_round=6)
 
 
 def use_found_heads_sd15() -> Recipe:
