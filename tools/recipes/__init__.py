@@ -23,6 +23,7 @@ RECIPES = (
     heads.head_guidance_sd15,
     heads.head_guidance_flux,
     heads.inspect_attention_toy,
+    heads.inspect_words_toy,
     heads.inspect_attention_sd15,
     heads.find_heads_toy,
     heads.find_heads_sd15,
