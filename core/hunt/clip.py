@@ -1,6 +1,6 @@
 """A whole CLIP file as a judge: how well a picture fits its prompt, and LAION's aesthetic head on its pictures.
 
-    prompt match  exp(t) cos(image, text): CLIPScore (Hessel et al., arXiv 2104.08718, with its 2.5 max(cos, 0) times 40), PickScore
+    prompt match  exp(t) cos(image, text): CLIPScore (Hessel et al., arXiv 2104.08718: 40 times its 2.5 cos, not cut at 0), PickScore
                   (Kirstain et al., arXiv 2305.01569), HPS v2 (Wu et al., arXiv 2306.09341), whichever weights the file holds
     aesthetic     the linear layers of LAION's "improved aesthetic predictor" on the normalised image embedding, 1 to 10
 
@@ -53,12 +53,13 @@ class Towers:
                 f"'{name}' has no {missing[0]}; a judge of prompts needs one CLIP file with both towers and both projections (for instance the model.safetensors of "
                 "clip-vit-large-patch14, CLIP-ViT-H-14, PickScore_v1 or HPSv2), put into models/clip_vision."
             )
-        self.name, self.key = name, _digest(state)
+        self.name = name
         text, vision = _sizes(state, "text_model"), _sizes(state, "vision_model")
         patches = state["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
         patch = state["vision_model.embeddings.patch_embedding.weight"].shape[-1]
         self.size = round(patches**0.5) * patch
         chosen = ("quick_gelu" if text["hidden_size"] < 1024 else "gelu") if activation == "auto" else activation
+        self.key = f"{_digest(state)} {chosen}"
         self.device = management.text_encoder_device()
         how = management.text_encoder_dtype(self.device), management.text_encoder_offload_device(), comfy.ops.manual_cast
         self.text = comfy.clip_model.CLIPTextModel(text | {"hidden_act": chosen, "max_position_embeddings": TOKENS, "eos_token_id": END}, *how)

@@ -66,7 +66,9 @@ def test_activation_is_guessed_by_size_and_changes_the_score():
     small = Towers(state_of(reference()), "clip")
     shot = Shot(pictures(), "two cats")
     assert PromptMatch(small).score(shot) == PromptMatch(Towers(state_of(reference()), "clip", "quick_gelu")).score(shot)
-    assert PromptMatch(small).score(shot) != PromptMatch(Towers(state_of(reference()), "clip", "gelu")).score(shot)
+    other = PromptMatch(Towers(state_of(reference()), "clip", "gelu"))
+    assert PromptMatch(small).score(shot) != other.score(shot)
+    assert PromptMatch(small).key != other.key, "remembered scores would be mixed up"
 
 
 def test_heads_of_published_models():
