@@ -79,6 +79,14 @@ def toy_unet(load: str) -> dict[str, Node]:
     }
 
 
+def toy_prompts(prompt: str, group: str) -> dict[str, Node]:
+    """The toy world's prompt and an empty negative one: nodes "positive" and "negative"."""
+    return {
+        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": prompt}, group, "Prompt"),
+        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, group, "Negative (empty)"),
+    }
+
+
 def toy_branch(nodes: dict[str, Node], key: str, group: str, model: str, latent: str, title: str) -> None:
     """Sample, decode and save a clip of the toy model, as nodes whose names begin with ``key``."""
     nodes[f"{key}_sampler"] = sampler(model, latent, group, title, steps=16, cfg=3.0)

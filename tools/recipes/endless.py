@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Node, Recipe, link, toy_model
+from .base import Node, Recipe, link, toy_model, toy_prompts
 from .video import longer_video_wan
 
 ORBIT = "a red circle orbiting clockwise"
@@ -40,8 +40,7 @@ def endless_video_toy() -> Recipe:
     size = {"frames": 24, "window": 6, "partitions": 2}
     nodes = {
         **toy_model(load),
-        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": ORBIT}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        **toy_prompts(ORBIT, text),
         "latent": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "One window: 21 frames, 6 latent"),
         "noise": Node("RandomNoise", {"noise_seed": 7}, text),
         "fresh": Node("LoomOuroboros", size | {"tail": "fresh noise"}, fresh),

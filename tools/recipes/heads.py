@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .base import SCENES_SD3, SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, saved, sd15, toy_branch, toy_model, toy_unet
+from .base import SCENES_SD3, SD15, SD15_FILE, Node, Recipe, link, picture_branch, sampler, saved, sd15, toy_branch, toy_model, toy_prompts, toy_unet
 
 FLUX = "flux1-dev-fp8.safetensors"
 
@@ -73,8 +73,7 @@ def inspect_attention_toy() -> Recipe:
     prompt = "a red circle moving right"
     nodes = {
         **toy_model(load),
-        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": prompt}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        **toy_prompts(prompt, text),
         "latent": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 69, "batch_size": 1}, text, "3x: 69 frames, 18 latent"),
         "inspector": Node(
             "LoomInspector",
@@ -103,8 +102,7 @@ def inspect_words_toy() -> Recipe:
     prompt = "a large red circle on the left and a small blue square on the right on a grey background"
     nodes = {
         **toy_unet(load),
-        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": prompt}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        **toy_prompts(prompt, text),
         "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, text),
         "inspector": Node(
             "LoomInspector",
@@ -164,8 +162,7 @@ def find_heads_toy() -> Recipe:
     load, text, search, stock, ours = "Toy world model", "Prompt and size", "Search", "Stock", "Head Guidance"
     nodes = {
         **toy_model(load, *SCENES_SD3, key="model"),
-        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a large red circle and a small blue square on a grey background"}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        **toy_prompts("a large red circle and a small blue square on a grey background", text),
         "latent": Node("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}, text),
         "scorer": Node("LoomPictureScorer", {"measure": "colourfulness", "weight": 1.0}, search),
         "hunter": Node(

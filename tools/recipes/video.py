@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import Node, Recipe, link, sampler, toy_branch, toy_model
+from .base import Node, Recipe, link, sampler, toy_branch, toy_model, toy_prompts
 
 
 def longer_video_toy() -> Recipe:
@@ -12,8 +12,7 @@ def longer_video_toy() -> Recipe:
     load, text, native, stock, riflex, ours = "Toy world model", "Prompt and length", "Native length (21 frames)", "4x, stock", "4x, RIFLEx", "4x, UltraViCo"
     nodes = {
         **toy_model(load),
-        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a red circle orbiting clockwise"}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        **toy_prompts("a red circle orbiting clockwise", text),
         "short": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "Native: 21 frames, 6 latent"),
         "long": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 93, "batch_size": 1}, text, "4x: 93 frames, 24 latent"),
         "riflex": Node("LoomRIFLEx", {"model": link("shift"), "preset": "custom", "strength": 1.0, "k": 3}, riflex),
@@ -88,8 +87,7 @@ def sparse_attention_toy() -> Recipe:
     load, text, dense = "Toy world model", "Prompt and length", "Dense"
     nodes = {
         **toy_model(load),
-        "positive": Node("CLIPTextEncode", {"clip": link("clip"), "text": "a green triangle moving right"}, text, "Prompt"),
-        "negative": Node("CLIPTextEncode", {"clip": link("clip"), "text": ""}, text, "Negative (empty)"),
+        **toy_prompts("a green triangle moving right", text),
         "clip_length": Node("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 21, "batch_size": 1}, text, "21 frames, 6 latent"),
     }
     toy_branch(nodes, "dense", dense, "shift", "clip_length", "Dense")
