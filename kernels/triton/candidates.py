@@ -38,15 +38,16 @@ def is_hopper(arch: str) -> bool:
 
 
 _HOPPER = [
+    Settings(128, 128, 8, 2, "specialised"),
+    Settings(128, 128, 8, 2, "specialised persistent"),
+    Settings(128, 128, 8, 3, "specialised persistent"),
     Settings(128, 64, 8, 3, "ahead"),
     Settings(128, 64, 8, 3, "engine ahead"),
     Settings(128, 128, 8, 3, "engine"),
     Settings(128, 128, 8, 2),
-    Settings(128, 64, 8, 4),
     Settings(128, 64, 8, 4, "ahead"),
     Settings(128, 64, 8, 4, "engine"),
     Settings(64, 64, 4, 3),
-    Settings(64, 64, 4, 2, "ahead"),
     Settings(64, 64, 4, 2, "engine ahead"),
 ]
 """All compile for sm_90 without spilling at head width 128, and none has its matrix instructions run one by one."""

@@ -42,6 +42,18 @@ def finish_rows(
 
 
 @triton.jit
+def store_part(
+    out, row_lse, within, b, h, tile, part, heads, tiles_q, split_from, splits, dims, live_dim, part_o, part_lse,
+    D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Keep what one part of the keys of a cut row gave, for :func:`merge_kernel`. within: rows of the tile of BLOCK_M."""
+    row = (b * heads + h) * splits + part
+    row = row * ((tiles_q - split_from) * BLOCK_M) + (tile - split_from) * BLOCK_M + within
+    tl.store(part_o + row[:, None] * D + dims[None, :], out, mask=live_dim[None, :])
+    tl.store(part_lse + row, row_lse)
+
+
+@triton.jit
 def merge_kernel(
     part_o, part_lse, perm_q, o, lse, row_scale, residual, v, v_mean, mix_amount, mix_rows,
     o_sb, o_sh, o_sn, row_scale_sb, row_scale_sh, residual_sb, residual_sh, residual_sn, v_sb, v_sh, v_sn,

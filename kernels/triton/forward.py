@@ -10,7 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .epilogue import finish_rows
+from .epilogue import finish_rows, store_part
+from .items import item_at, part_of_row
 from .key_tiles import key_tile, products_at
 from .logit_math import (
     changed_logits,
@@ -22,7 +23,6 @@ from .segments import read_segment, read_tail
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-NO_END = tl.constexpr(1 << 30)
 
 
 # Sizes that take any value: a kernel of its own for each that is 1 or a multiple of 16 would be compiled for nothing.
@@ -89,16 +89,7 @@ def forward_kernel(
     # Keys in place order are padded with zeros to whole blocks.
     WHOLE: tl.constexpr = (EVEN_N or K_ORDERED) and D == BLOCK_D
 
-    item = tl.program_id(0)
-    if LISTED:
-        item = tl.load(items + item)
-    per_head = split_from + (tiles_q - split_from) * splits
-    late = tl.maximum(item % per_head - split_from, 0)
-    tile = tl.minimum(item % per_head, split_from) + late // splits
-    part = late % splits
-    # 64-bit from here on: batch and head offsets pass 2^31 elements at video length.
-    b = (item // per_head // heads).to(tl.int64)
-    h = (item // per_head % heads).to(tl.int64)
+    b, h, tile, part = item_at(tl.program_id(0), items, heads, tiles_q, split_from, splits, LISTED)
 
     place0 = tile * BLOCK_M
     place = place0 + tl.arange(0, BLOCK_M)
@@ -157,11 +148,7 @@ def forward_kernel(
                     first, last = tl.load(row_bounds + 2 * KIND), tl.load(row_bounds + (1 if KINDS == 1 else 2 + KIND))
                     before = 0
                     uniform_from = tl.load(row_bounds + 1)
-                if SPLIT:
-                    # This program's part of the row, which runs through the listed blocks and on through the partial ones.
-                    size = tl.where(tile >= split_from, tl.load(chunk + list_set), NO_END)
-                    first = tl.maximum(first, start + part * size - before)
-                    last = tl.minimum(last, start + (part + 1) * size - before)
+                first, last = part_of_row(first, last, start, before, tile, part, chunk + list_set if SPLIT else None, split_from, SPLIT)
             if AHEAD and KIND == 0:
                 next_s, next_col0, next_live = products_at(
                     first * (BLOCK_K // BLOCK_N), first < last, col, q_tile, k_engine, k_base, k_sn, k_valid, n_k, dims, live_dim,
@@ -253,11 +240,7 @@ def forward_kernel(
     row_lse = tl.where(seen, (m + tl.math.log2(divisor)) * LN2, float("-inf"))
     if SPLIT:
         if tile >= split_from:
-            split_rows = (tiles_q - split_from) * BLOCK_M
-            row = (b * heads + h) * splits + part
-            row = row * split_rows + (tile - split_from) * BLOCK_M + tl.arange(0, BLOCK_M)
-            tl.store(part_o + row[:, None] * D + dims[None, :], out, mask=live_dim[None, :])
-            tl.store(part_lse + row, row_lse)
+            store_part(out, row_lse, tl.arange(0, BLOCK_M), b, h, tile, part, heads, tiles_q, split_from, splits, dims, live_dim, part_o, part_lse, D, BLOCK_M)
         live_row = live_row & (tile < split_from)
     finish_rows(
         out, row_lse, token, live_row, b, h, heads, group, n_q, dims, live_dim,

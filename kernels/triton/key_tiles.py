@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .items import tile_at
+
 
 @triton.jit
 def key_tile(
@@ -43,15 +45,9 @@ def products_at(
 ):  # fmt: skip
     """(products [M, BLOCK_N] of the queries with the keys of a step, its first key, how many keys from there on are live).
 
-    A step is BLOCK_N keys of a block of BLOCK_K, the blocks as ``columns`` lists them; block 0 where nothing ``exists``. Live
-    keys stand in front of their block, and there may be more than the tile holds.
+    A step: as in :func:`kernels.triton.items.tile_at`.
     """
-    block = step // (BLOCK_K // BLOCK_N)
-    if LISTED:
-        block = tl.load(columns + block, mask=exists, other=0).to(tl.int32)
-    inner = (step % (BLOCK_K // BLOCK_N)) * BLOCK_N
-    col0 = block * BLOCK_K + inner
-    live = tl.load(k_valid + block) - inner if K_ORDERED else n_k - col0
+    col0, live = tile_at(step, exists, columns, k_valid, n_k, BLOCK_K, BLOCK_N, LISTED, K_ORDERED)
     k_tile = key_tile(engine, base, stride, col0, live, dims, live_dim, BLOCK_N, True, ENGINE, WHOLE, UPCAST)
     return tl.dot(q_tile, k_tile, input_precision=PRECISION), col0, live
 

@@ -54,10 +54,18 @@ def online_softmax(s, m, total, acc):
 
 
 @triton.jit
-def online_softmax_of_products(products, factor, m, total, acc):
-    """The same for logits ``factor * products``, factor > 0: scaling is one step with the subtraction, not a pass before it."""
+def softmax_of_products(products, factor, m):
+    """(probabilities, new maximum, factor of what was before) for logits ``factor * products``, factor > 0.
+
+    Scaling is one step with the subtraction, not a pass before it.
+    """
     m_new = tl.maximum(m, tl.max(products, 1) * factor)
     safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.math.exp2(products * factor - safe[:, None])
-    shrink = tl.math.exp2(m - safe)
+    return tl.math.exp2(products * factor - safe[:, None]), m_new, tl.math.exp2(m - safe)
+
+
+@triton.jit
+def online_softmax_of_products(products, factor, m, total, acc):
+    """The same as :func:`online_softmax` for logits ``factor * products``."""
+    p, m_new, shrink = softmax_of_products(products, factor, m)
     return p, m_new, total * shrink + tl.sum(p, 1), acc * shrink[:, None]

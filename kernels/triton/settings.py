@@ -19,12 +19,14 @@ PER_PAIR = frozenset({"modulation", "partial"})
 """Flags that look at single pairs, which takes registers."""
 MOST_PAIRED = 64
 """Most keys per step of the loops that look at single pairs; the other loops of the same kernel take the tile's."""
-VARIANTS = ("plain", "ahead", "engine", "engine ahead")
+VARIANTS = ("plain", "ahead", "engine", "engine ahead", "specialised", "specialised persistent")
 """Ways to run the inner loops, all with the same result to the bit or nearly so (the order of additions is the same).
 
 ahead: the product of the next tile is begun before the softmax of this one, so that matrix unit and exponentials overlap within
 a warp; takes registers for one more tile of logits. engine: tiles of K and V come by the copy engine of NVIDIA architectures
-from 9.0 on (tensor descriptors) instead of by addresses each thread works out.
+from 9.0 on (tensor descriptors) instead of by addresses each thread works out. specialised: a kernel of its own, for 9.0 only, in
+which one warp brings tiles and two warp groups multiply (``specialised.py``); calls it does not know take "plain". persistent: as
+many programs as there are multiprocessors, each of which takes one item after the other.
 """
 
 
@@ -45,6 +47,8 @@ class Settings:
 
     def on(self, arch: str) -> Settings:
         """The same without what ``arch`` does not have."""
+        if "specialised" in self.variant:
+            return self if has_wgmma(arch) else replace(self, variant="plain")
         if "engine" not in self.variant or has_engine(arch):
             return self
         return replace(self, variant="ahead" if "ahead" in self.variant else "plain")
@@ -53,6 +57,11 @@ class Settings:
 def has_engine(arch: str) -> bool:
     """Whether tiles can come by the copy engine; the interpreter stands in for it."""
     return arch == "interpreted" or (arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 90)
+
+
+def has_wgmma(arch: str) -> bool:
+    """Whether ``arch`` has the matrix instruction of the specialised kernel: Hopper's, which no later one has."""
+    return arch == "sm_90"
 
 
 INTERPRETED = Settings(64, 64, 4, 1)

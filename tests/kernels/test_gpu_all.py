@@ -235,7 +235,7 @@ def test_candidates_are_named_apart():
 
     found = candidates("sm_90", 128, 2)
     assert len({variants.label(s) for s in found}) == len(found) <= MOST_CANDIDATES
-    assert {s.variant for s in found} == {"plain", "ahead", "engine", "engine ahead"}
+    assert {s.variant for s in found} == {"plain", "ahead", "engine", "engine ahead", "specialised", "specialised persistent"}
     assert {s.variant for s in candidates("sm_80", 128, 2)} == {"plain"}
 
 
