@@ -38,7 +38,10 @@ REGISTERS, SHARED, THREADS, RESERVED = 65_536, 232_448, 2048, 1024
 
 @dataclass(frozen=True)
 class Row:
-    """One loop of one kernel. pairs: (queries, keys) of a round; products: how many of the head's width it forms per pair."""
+    """One loop of one kernel. pairs: (queries, keys) of a round; products: how many of the head's width it forms per pair.
+
+    warps: that run the loop; all_warps: of a program.
+    """
 
     kernel: str
     features: str
@@ -51,11 +54,12 @@ class Row:
     loop: sass.Loop
     pairs: tuple[int, int]
     products: int
+    all_warps: int
 
     @property
     def programs(self) -> int:
         """How many fit a multiprocessor at a time."""
-        threads = self.warps * LANES
+        threads = self.all_warps * LANES
         by_registers = REGISTERS // (-(-self.registers // 8) * 8 * threads)
         return min(by_registers, SHARED // (self.shared + RESERVED), THREADS // threads)
 
@@ -92,6 +96,8 @@ def rows() -> Iterator[Row]:
         yield from _forward(feature, width, {})
     for change in _variants():
         yield from _forward("blocks", 128, change)
+    for width, keys, stages, feature in ((128, 128, 2, "whole"), (128, 128, 2, "blocks"), (128, 128, 3, "blocks"), (64, 128, 2, "blocks")):
+        yield _specialised(width, keys, stages, feature)
     for kernel in ("dq", "dkdv"):
         for feature in ("blocks", "frames"):
             yield from _backward(kernel, feature)
@@ -103,7 +109,7 @@ def _variants() -> list[dict[str, Any]]:
     from attention_loom.kernels.triton.candidates import candidates
 
     names = ("block_m", "block_n", "warps", "stages", "variant")
-    return [{n: getattr(s, n) for n in names} for s in candidates(ARCH, 128, 2)[1:]]
+    return [{n: getattr(s, n) for n in names} for s in candidates(ARCH, 128, 2)[1:] if "specialised" not in s.variant]
 
 
 def _forward(feature: str, width: int, change: dict[str, Any]) -> Iterator[Row]:
@@ -120,6 +126,14 @@ def _forward(feature: str, width: int, change: dict[str, Any]) -> Iterator[Row]:
     for n, loop in enumerate(found[: 1 if change else 2]):
         keys = s.block_n if n == 0 else min(s.block_n, module.MOST_PAIRED)
         yield _row("forward", feature if n == 0 else f"{feature}: looks at pairs", width, label, s.warps, compiled, loop, (s.block_m, keys), 2)
+
+
+def _specialised(width: int, keys: int, stages: int, feature: str) -> Row:
+    import aot_specialised
+
+    compiled = aot_specialised.compile_one(width, keys, stages, feature)
+    loop, label = aot_specialised.main_loop(compiled, width, keys), f"128x{keys}, 12 warps, {stages} stages"
+    return _row("specialised", feature, width, label, aot_specialised.MULTIPLYING, compiled, loop, (128, keys), 2, aot_specialised.WARPS)
 
 
 def _backward(kernel: str, feature: str) -> Iterator[Row]:
@@ -149,13 +163,13 @@ def _loops(compiled: Any) -> list[sass.Loop]:
     return found
 
 
-def _row(kernel: str, features: str, width: int, label: str, warps: int, compiled: Any, loop: sass.Loop, pairs: tuple[int, int], products: int) -> Row:
+def _row(kernel: str, features: str, width: int, label: str, warps: int, compiled: Any, loop: sass.Loop, pairs: tuple[int, int], products: int, all_warps: int = 0) -> Row:
     registers, stack = aot.resources(compiled, ARCH)
-    return Row(kernel, features, width, label, warps, int(registers), int(stack), compiled.metadata.shared, loop, pairs, products)
+    return Row(kernel, features, width, label, warps, int(registers), int(stack), compiled.metadata.shared, loop, pairs, products, all_warps or warps)
 
 
 HEADS = (
-    "kernel", "call", "D", "tile", "registers", "spilt bytes", "shared KB", "programs per SM", "instructions", "skipped", "matrix", "waits", "exp2", "fp32", "barriers",
+    "kernel", "call", "D", "tile", "registers", "spilt bytes", "shared KB", "programs per SM", "instructions", "skipped", "matrix", "waits", "exp2", "beside", "fp32", "barriers",
     "matrix cycles", "issue", "exp2 cycles", "cache", "share of peak, computed",
 )  # fmt: skip
 
@@ -165,7 +179,7 @@ def line(r: Row) -> str:
     k, (best, worst) = r.loop.kinds, r.bounds
     waits = r.loop.count("WARPGROUP.DEPBAR") if r.loop.count("[HIQ]GMMA") else "-"
     cells = (
-        r.kernel, r.features, r.width, r.label, r.registers, r.stack, f"{r.shared / 1024:.0f}", r.programs, r.loop.total, r.loop.skipped, k["matrix"], waits, k["exp2"], k["fp32"],
+        r.kernel, r.features, r.width, r.label, r.registers, r.stack, f"{r.shared / 1024:.0f}", r.programs, r.loop.total, r.loop.skipped, k["matrix"], waits, k["exp2"], r.loop.beside if waits != "-" else "-", k["fp32"],
         r.loop.count("BAR"), f"{r.matrix_cycles:.0f}", f"{r.issue_cycles:.0f}", f"{r.exp2_cycles:.0f}", f"{r.cache_cycles:.0f}", f"{100 * worst:.0f} to {100 * best:.0f} %",
     )  # fmt: skip
     return "| " + " | ".join(str(c) for c in cells) + " |"

@@ -50,13 +50,18 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """A stretch of code that is run again and again: its instructions, counted. skipped: those a forward branch inside of it can pass."""
+    """A stretch of code that is run again and again: its instructions, counted.
+
+    skipped: those a forward branch inside of it can pass. beside: exponentials taken while a matrix instruction of the same warp is under
+    way, from the place where it is begun to the place where all of them are waited for.
+    """
 
     first: int
     last: int
     names: Counter[str]
     kinds: Counter[str]
     skipped: int = 0
+    beside: int = 0
 
     @property
     def total(self) -> int:
@@ -105,7 +110,19 @@ def loops(code: list[Instruction]) -> list[Loop]:
             continue
         passed = [(i.address, t) for i in inside if (t := _target(i)) is not None and i.address < t <= last]
         skipped = sum(any(a < i.address < b for a, b in passed) for i in inside)
-        found.append(Loop(first, last, Counter(i.name for i in inside), Counter(i.kind for i in inside), skipped))
+        found.append(Loop(first, last, Counter(i.name for i in inside), Counter(i.kind for i in inside), skipped, _beside(inside)))
+    return found
+
+
+def _beside(inside: list[Instruction]) -> int:
+    """Exponentials of a round that find a product under way, in a loop that is running already."""
+    under_way, found = False, 0
+    for number, i in enumerate(inside * 2):
+        if i.kind == "matrix":
+            under_way = True
+        elif i.name.startswith("WARPGROUP.DEPBAR") and i.operands.rstrip().endswith("0x0"):
+            under_way = False
+        found += under_way and i.kind == "exp2" and number >= len(inside)
     return found
 
 

@@ -1,0 +1,146 @@
+"""Compile the forward kernel with roles for its warp groups for Hopper, on a machine that has none.
+
+    python tools/aot_specialised.py --all       every head width, tile, depth and feature set; default: a short selection
+
+The companion of ``tools/aot.py``, with the same limit on shared memory. What the machine code must be like: matrix instructions of
+sm_90 that are not run one by one, at least half of the exponentials beside them, nothing spilt within the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from aot import SHARED_LIMIT, import_pack, resources
+from sass import Loop, disassemble, instructions, loops
+
+ARCH = "sm_90"
+WARPS = 12
+"""Of a program: two groups of four that multiply, and one of which a single warp brings tiles."""
+MULTIPLYING = 8
+ORDER = ("perm_q", "k_valid")
+LISTS = ("items", "head_map", "bounds", "col")
+# Feature sets: tensors that are there, and constants that differ from a plain call.
+FEATURES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "plain": ((), {}),
+    "whole": ((*LISTS, *ORDER), {"EVEN_N": True}),
+    "blocks": ((*LISTS, *ORDER), {}),
+    "cut": ((*LISTS, *ORDER, "chunk", "part_o", "part_lse"), {"SPLIT": True}),
+    "affine": ((*LISTS, *ORDER, "row_scale", "residual"), {"AFFINE": True}),
+    "mix": ((*LISTS, *ORDER, "mix_amount", "mix_mean", "mix_rows"), {"MIX": 2, "MIX_ROWS": True}),
+}
+TYPES = {
+    "*fp32": ("lse", "row_scale", "mix_amount", "mix_mean", "part_o", "part_lse"),
+    "*i16": ("col",),
+    "*u8": ("mix_rows",),
+    "fp32": ("scale",),
+}
+
+
+def compile_one(width: int, keys: int, stages: int, feature: str, dtype: str = "bf16"):
+    """Compile one configuration."""
+    import triton
+    from attention_loom.kernels.triton.specialised import specialised_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
+
+    present, more = FEATURES[feature]
+    listed = "items" in present
+    constants: dict[str, Any] = {"D": width, "BLOCK_N": keys, "BLOCK_Q": 128, "BLOCK_K": 128 if listed else keys, "STAGES": stages, "LISTED": listed}
+    constants |= dict.fromkeys(("SPLIT", "EVEN_N", "AFFINE", "MIX_ROWS"), False) | {"Q_ORDERED": listed, "K_ORDERED": listed, "MIX": 0} | more
+    box = [1, 1, keys, width]
+    layout = NVMMASharedLayout.get_default_for(box, bfloat16 if dtype == "bf16" else float16)
+    engine = f"tensordesc<{dtype}[{', '.join(map(str, box))}],{layout!r}>"
+    kinds = {name: kind for kind, names in TYPES.items() for name in names}
+    kinds |= dict.fromkeys(("k_engine", "v_engine"), engine) | dict.fromkeys(("q", "o", "residual", "mix_v"), f"*{dtype}")
+    there = {"q", "k_engine", "v_engine", "o", "lse", "mix_v", *present}
+    signature: dict[str, str] = {}
+    attributes = {}
+    for index, name in enumerate(specialised_kernel.arg_names):
+        number = name == "scale" or re.search(r"_s[bhn]$", name) or name in specialised_kernel_sizes()
+        if name in constants:
+            signature[name] = "constexpr"
+        elif number:
+            signature[name] = kinds.get(name, "i32")
+        elif name in there:
+            signature[name] = kinds.get(name, "*i32")
+        else:
+            signature[name], constants[name] = "constexpr", None
+        # What a launch would find: allocations aligned to 16 bytes, strides of whole rows divisible by 16.
+        if signature[name].startswith("*") or re.fullmatch(r"[qo]_s[bhn]", name):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = GluonASTSource(specialised_kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", int(ARCH.removeprefix("sm_")), 32), options={"num_warps": 4})
+
+
+def specialised_kernel_sizes() -> tuple[str, ...]:
+    """Arguments that are numbers of things."""
+    from attention_loom.kernels.triton.specialised import SIZES
+
+    return SIZES
+
+
+def main_loop(compiled, width: int, keys: int) -> Loop:
+    """The loop over the tiles of one multiplying group; both groups have the same."""
+    products = (width + keys) // 16
+    return next(x for x in loops(instructions(disassemble(compiled.asm["cubin"]))) if x.kinds["matrix"] == products and x.kinds["exp2"])
+
+
+def problems(compiled, loop: Loop) -> list[str]:
+    """Broken limits of one build, as sentences."""
+    found = []
+    if compiled.metadata.shared > SHARED_LIMIT[ARCH]:
+        found.append(f"{compiled.metadata.shared} bytes of shared memory, the limit is {SHARED_LIMIT[ARCH]}")
+    if compiled.metadata.num_warps != WARPS:
+        found.append(f"{compiled.metadata.num_warps} warps, not {WARPS}")
+    if loop.count("WARPGROUP.DEPBAR") > 1:
+        found.append("matrix instructions are waited for one by one")
+    if 2 * loop.beside < loop.kinds["exp2"]:
+        found.append(f"only {loop.beside} of {loop.kinds['exp2']} exponentials are taken beside products")
+    if loop.kinds["local"]:
+        found.append(f"{loop.kinds['local']} instructions spill within the loop")
+    return found
+
+
+def cases(everything: bool) -> list[tuple[int, int, int, str, str]]:
+    """(width, keys, stages, feature set, dtype) to build."""
+    if not everything:
+        return [(128, 128, 2, "blocks", "bf16"), (64, 128, 2, "plain", "fp16")]
+    found = [(128, 128, stages, feature, dtype) for stages in (2, 3) for feature in FEATURES for dtype in ("bf16", "fp16")]
+    found += [(64, keys, stages, feature, "bf16") for keys in (64, 128) for stages in (2, 4) for feature in FEATURES]
+    return found + [(128, 64, 4, feature, "bf16") for feature in FEATURES]
+
+
+def main() -> int:
+    """Build the chosen cases, print the table, return the exit status."""
+    parser = argparse.ArgumentParser(description="Compile the specialised kernel without a GPU.")
+    parser.add_argument("--all", action="store_true", help="every configuration")
+    args = parser.parse_args()
+    import_pack()
+    broken = 0
+    print(f"{'D':>4} {'keys':>4} {'stages':>6} {'features':8} {'type':4} {'shared':>8} {'stack':>5} {'instructions':>12} {'beside':>7} {'s':>5}  verdict", flush=True)
+    for width, keys, stages, feature, dtype in cases(args.all):
+        began, label = time.perf_counter(), f"{width:4} {keys:4} {stages:6} {feature:8} {dtype:4}"
+        try:
+            compiled = compile_one(width, keys, stages, feature, dtype)
+        except Exception as error:  # a compiler may throw anything; the row says what
+            broken += 1
+            print(f"{label} did not compile: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}", flush=True)
+            continue
+        loop = main_loop(compiled, width, keys)
+        found, took = problems(compiled, loop), time.perf_counter() - began
+        broken += bool(found)
+        row = f"{label} {compiled.metadata.shared:8} {resources(compiled, ARCH)[1]:>5} {loop.total:12} {loop.beside:3}/{loop.kinds['exp2']:3} {took:5.1f}"
+        print(f"{row}  {'; '.join(found) or 'ok'}", flush=True)
+    print(f"{broken} broken" if broken else "all within limits")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
