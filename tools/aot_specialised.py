@@ -12,10 +12,12 @@ import argparse
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import aot
 from aot import SHARED_LIMIT, import_pack, resources
 from sass import Loop, disassemble, instructions, loops
 
@@ -23,67 +25,49 @@ ARCH = "sm_90"
 WARPS = 12
 """Of a program: two groups of four that multiply, and one of which a single warp brings tiles."""
 MULTIPLYING = 8
-ORDER = ("perm_q", "k_valid")
-LISTS = ("items", "head_map", "bounds", "col")
-# Feature sets: tensors that are there, and constants that differ from a plain call.
-FEATURES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "plain": ((), {}),
-    "whole": ((*LISTS, *ORDER), {"EVEN_N": True}),
-    "blocks": ((*LISTS, *ORDER), {}),
-    "cut": ((*LISTS, *ORDER, "chunk", "part_o", "part_lse"), {"SPLIT": True}),
-    "affine": ((*LISTS, *ORDER, "row_scale", "residual"), {"AFFINE": True}),
-    "mix": ((*LISTS, *ORDER, "mix_amount", "mix_mean", "mix_rows"), {"MIX": 2, "MIX_ROWS": True}),
-}
-TYPES = {
-    "*fp32": ("lse", "row_scale", "mix_amount", "mix_mean", "part_o", "part_lse"),
-    "*i16": ("col",),
-    "*u8": ("mix_rows",),
-    "fp32": ("scale",),
-}
+PLAIN = ("plain", "whole", "blocks", "affine")
+PAIRS = ("frames", "distance", "labels", "window", "bits")
+"""Feature sets of ``aot.py``: without and with rules that look at single pairs, which want tiles of 64 keys."""
 
 
 def compile_one(width: int, keys: int, stages: int, feature: str, dtype: str = "bf16"):
-    """Compile one configuration."""
+    """Compile one configuration; ``feature`` as in :data:`aot.FEATURES`, or "whole": blocks without dead keys."""
     import triton
-    from attention_loom.kernels.triton.specialised import specialised_kernel
+    from attention_loom.kernels.triton import settings as table
+    from attention_loom.kernels.triton.launch import constants as known
+    from attention_loom.kernels.triton.specialised import SIZES, specialised_kernel
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
     from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
 
-    present, more = FEATURES[feature]
-    listed = "items" in present
-    constants: dict[str, Any] = {"D": width, "BLOCK_N": keys, "BLOCK_Q": 128, "BLOCK_K": 128 if listed else keys, "STAGES": stages, "LISTED": listed}
-    constants |= dict.fromkeys(("SPLIT", "EVEN_N", "AFFINE", "MIX_ROWS"), False) | {"Q_ORDERED": listed, "K_ORDERED": listed, "MIX": 0} | more
+    arguments = aot.arguments(ARCH, width, 2, "blocks" if feature == "whole" else feature, smallest=False)
+    numbers = replace(arguments[2], block_m=128, block_n=keys, even=feature == "whole")
+    if arguments[1].perm_q is None:  # the kernel's own tile is the block
+        numbers = replace(numbers, block_q=128, block_k=keys)
+    constants: dict[str, Any] = known(arguments[1], numbers, width, table.precision(ARCH)) | {"STAGES": stages}
     box = [1, 1, keys, width]
     layout = NVMMASharedLayout.get_default_for(box, bfloat16 if dtype == "bf16" else float16)
-    engine = f"tensordesc<{dtype}[{', '.join(map(str, box))}],{layout!r}>"
-    kinds = {name: kind for kind, names in TYPES.items() for name in names}
-    kinds |= dict.fromkeys(("k_engine", "v_engine"), engine) | dict.fromkeys(("q", "o", "residual", "mix_v"), f"*{dtype}")
-    there = {"q", "k_engine", "v_engine", "o", "lse", "mix_v", *present}
+    kinds = {name: kind for kind, names in aot.TYPES.items() for name in names} | dict.fromkeys(aot.OF_INPUT, f"*{dtype}")
+    kinds |= dict.fromkeys(("k_engine", "v_engine"), f"tensordesc<{dtype}[{', '.join(map(str, box))}],{layout!r}>")
+    there = {"q", "k_engine", "v_engine", "o", "lse", "mix_v", *aot.FEATURES["blocks" if feature == "whole" else feature][0]}
+    there |= {"part_o", "part_lse", "chunk"} if numbers.splits > 1 else set()
     signature: dict[str, str] = {}
     attributes = {}
+    given = {}
     for index, name in enumerate(specialised_kernel.arg_names):
-        number = name == "scale" or re.search(r"_s[bhn]$", name) or name in specialised_kernel_sizes()
         if name in constants:
-            signature[name] = "constexpr"
-        elif number:
+            signature[name], given[name] = "constexpr", constants[name]
+        elif kinds.get(name) == "fp32" or re.search(r"_s[bhn]$", name) or name in SIZES:
             signature[name] = kinds.get(name, "i32")
         elif name in there:
             signature[name] = kinds.get(name, "*i32")
         else:
-            signature[name], constants[name] = "constexpr", None
+            signature[name], given[name] = "constexpr", None
         # What a launch would find: allocations aligned to 16 bytes, strides of whole rows divisible by 16.
         if signature[name].startswith("*") or re.fullmatch(r"[qo]_s[bhn]", name):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = GluonASTSource(specialised_kernel, signature, constants, attributes)
+    source = GluonASTSource(specialised_kernel, signature, given, attributes)
     return triton.compile(source, target=GPUTarget("cuda", int(ARCH.removeprefix("sm_")), 32), options={"num_warps": 4})
-
-
-def specialised_kernel_sizes() -> tuple[str, ...]:
-    """Arguments that are numbers of things."""
-    from attention_loom.kernels.triton.specialised import SIZES
-
-    return SIZES
 
 
 def main_loop(compiled, width: int, keys: int) -> Loop:
@@ -112,9 +96,9 @@ def cases(everything: bool) -> list[tuple[int, int, int, str, str]]:
     """(width, keys, stages, feature set, dtype) to build."""
     if not everything:
         return [(128, 128, 2, "blocks", "bf16"), (64, 128, 2, "plain", "fp16")]
-    found = [(128, 128, stages, feature, dtype) for stages in (2, 3) for feature in FEATURES for dtype in ("bf16", "fp16")]
-    found += [(64, keys, stages, feature, "bf16") for keys in (64, 128) for stages in (2, 4) for feature in FEATURES]
-    return found + [(128, 64, 4, feature, "bf16") for feature in FEATURES]
+    found = [(128, 128, stages, feature, dtype) for stages in (2, 3) for feature in PLAIN for dtype in ("bf16", "fp16")]
+    found += [(64, keys, stages, feature, "bf16") for keys in (64, 128) for stages in (2, 4) for feature in PLAIN]
+    return found + [(width, 64, 4, feature, "bf16") for width in (128, 64) for feature in (*PLAIN, *PAIRS)]
 
 
 def main() -> int:

@@ -11,14 +11,11 @@ import triton
 import triton.language as tl
 
 from .epilogue import finish_rows, store_part
-from .items import item_at, part_of_row
+from .items import item_at, range_of
 from .key_tiles import key_tile, products_at
-from .logit_math import (
-    changed_logits,
-    online_softmax,
-    online_softmax_of_products,
-)
-from .pair_rules import pair_rules, tokens_at
+from .logit_math import online_softmax, online_softmax_of_products
+from .pair_rules import tokens_at
+from .rounds import ruled_logits
 from .segments import read_segment, read_tail
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -121,12 +118,7 @@ def forward_kernel(
     allow_i = tl.load(allow_q + b * allow_sb + token, mask=live_row, other=0) if LABELS else None
     place_i = tl.load(place_q + place) if BY_POSITION else None
 
-    listed = tl.zeros([], tl.int32)
-    if LISTED:
-        list_set = tl.load(head_map + b * map_sb + h * map_sh).to(tl.int64)
-        list_row = list_set * rows_q + tile // PER_ROW
-        row_bounds = bounds + list_row * (KINDS + 1)
-        listed = tl.load(row_bounds + KINDS) - tl.load(row_bounds)
+    list_set = tl.load(head_map + b * map_sb + h * map_sh).to(tl.int64) if LISTED else 0
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -136,19 +128,9 @@ def forward_kernel(
     # dependent loads in one, and the matrix instructions of sm_90 are run one by one (docs/performance.md).
     for KIND in tl.static_range(0, 3):
         if KIND == 0 or (KIND == 1 and RULES) or (KIND == 2 and ELEMENT != 0):
-            first = tl.zeros([], tl.int32)
-            last = tl.zeros([], tl.int32) + blocks_k
-            if LISTED:
-                if KIND == 2:
-                    start = tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW)
-                    first, last = start, tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW + 1)
-                    before = listed
-                else:
-                    start = tl.load(row_bounds)
-                    first, last = tl.load(row_bounds + 2 * KIND), tl.load(row_bounds + (1 if KINDS == 1 else 2 + KIND))
-                    before = 0
-                    uniform_from = tl.load(row_bounds + 1)
-                first, last = part_of_row(first, last, start, before, tile, part, chunk + list_set if SPLIT else None, split_from, SPLIT)
+            first, last, uniform_from = range_of(
+                tile, part, list_set, bounds, partial_ptr, chunk, rows_q, blocks_k, split_from, KIND, KINDS, PER_ROW, LISTED, SPLIT
+            )  # fmt: skip
             if AHEAD and KIND == 0:
                 next_s, next_col0, next_live = products_at(
                     first * (BLOCK_K // BLOCK_N), first < last, col, q_tile, k_engine, k_base, k_sn, k_valid, n_k, dims, live_dim,
@@ -156,6 +138,7 @@ def forward_kernel(
                 )  # fmt: skip
             # Gathers per pair are not worth buffering ahead: pipelined, they fill the shared memory by themselves.
             for step in tl.range(first * (BLOCK_K // KEYS[KIND]), last * (BLOCK_K // KEYS[KIND]), num_stages=1 if KIND > 0 else None):
+                uniform, gain = False, 1.0
                 if KIND == 0 and (FRAMES or DISTANCE):
                     # Asked for before the products, which take longer than the answer.
                     uniform = step >= uniform_from * (BLOCK_K // BLOCK_N)
@@ -174,38 +157,16 @@ def forward_kernel(
                     )  # fmt: skip
                 v_tile = key_tile(v_engine, v_base, v_sn, col0, live, dims, live_dim, KEYS[KIND], False, ENGINE and KIND == 0, WHOLE, UPCAST)
                 within = tl.arange(0, KEYS[KIND])
-                cols = col0 + within
-                live_col = within < live
-
-                # Up to the softmax, logits are in units of ``unit``: what has no rules is not even scaled before.
-                if not POSITIVE_SCALE:
-                    s *= factor_all
-                if HEAD_SCALE:
-                    s = changed_logits(s, center, per_head_scale, CENTER, False)
-                if KIND == 0 and (FRAMES or DISTANCE):  # noqa: SIM102 -- ``uniform`` does not exist in the other loops
-                    if uniform:
-                        s = changed_logits(s, center, gain, CENTER, POSITIVE_ONLY)
-                if KIND > 0:
-                    mask_id = tl.load(bit_ids + step // (BLOCK_K // KEYS[KIND])) if KIND == 2 and ELEMENT == 4 else None
-                    factors, inside = pair_rules(
-                        frame_i, tl.load(frame_k + cols, mask=live_col, other=-1).to(tl.int32) if FRAMES else None,
-                        at_i, tl.load(pos_k + cols, mask=live_col, other=-1).to(tl.int32) if DISTANCE else None,
-                        allow_i, tl.load(label_k + b * label_sb + cols, mask=live_col, other=0).to(tl.int64) if LABELS else None,
-                        place_i, tl.load(place_k + cols) if BY_POSITION else None,
-                        place % BLOCK_Q, cols % BLOCK_K, mask_id,
-                        frame_table, frame_factors, frames_q, frames_k, distance_table, distance_factors, distances,
-                        bit_words, grid_y, grid_x, radius2, frame_scale, lo, hi,
-                        FRAMES, DISTANCE, LABELS, ELEMENT if KIND == 2 else 0, INVERTED, BLOCK_Q, BLOCK_K,
-                    )  # fmt: skip
-                    if FRAMES or DISTANCE:
-                        # The factors multiply first and the sign is tested once: order matters where a factor is negative.
-                        s = changed_logits(s, center, factors, CENTER, POSITIVE_ONLY)
-                    s = tl.where(inside, s, float("-inf"))
-                if not EVEN_N and live < KEYS[KIND]:
-                    # Dead keys would count with logit 0. Few tiles have any, and the others skip this.
-                    s = tl.where(live_col[None, :], s, float("-inf"))
+                s = ruled_logits(
+                    s, step, col0, within, live, b, factor_all, center, per_head_scale, uniform, gain,
+                    frame_i, at_i, allow_i, place_i, place % BLOCK_Q,
+                    frame_k, frame_table, frame_factors, frames_q, frames_k, pos_k, distance_table, distance_factors, distances,
+                    label_k, label_sb, place_k, bit_words, bit_ids, grid_y, grid_x, radius2, frame_scale, lo, hi,
+                    KIND, KEYS[KIND], BLOCK_Q, BLOCK_K, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED,
+                    EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, POSITIVE_SCALE,
+                )  # fmt: skip
                 if BIAS:
-                    bias = tl.load(key_bias + b * bias_sb + h * bias_sh + cols.to(tl.int64) * bias_sn, mask=live_col, other=0.0)
+                    bias = tl.load(key_bias + b * bias_sb + h * bias_sh + (col0 + within).to(tl.int64) * bias_sn, mask=within < live, other=0.0)
                     p, m, total, acc = online_softmax(s * unit + bias[None, :] * LOG2E, m, total, acc)
                 else:
                     p, m, total, acc = online_softmax_of_products(s, unit, m, total, acc)
@@ -230,7 +191,7 @@ def forward_kernel(
     if TAIL:
         base = (b * (heads // group) + h // group) * blocks_k * D
         m, total, acc = read_tail(
-            q_tile, factor_all, m, total, acc, k_mean + base, v_mean + base, k_valid, unread + list_row * unread_bytes,
+            q_tile, factor_all, m, total, acc, k_mean + base, v_mean + base, k_valid, unread + (list_set * rows_q + tile // PER_ROW) * unread_bytes,
             blocks_k * alone, dims, live_dim, D, BLOCK_N, PRECISION,
         )  # fmt: skip
 

@@ -27,17 +27,36 @@ def item_at(at, items, heads, tiles_q, split_from, splits, LISTED: tl.constexpr)
 
 
 @triton.jit
-def part_of_row(first, last, start, before, tile, part, chunk, split_from, SPLIT: tl.constexpr):
-    """Entries ``first`` to ``last`` of a list, cut to what ``part`` reads.
+def range_of(
+    tile, part, list_set, bounds, partial_ptr, chunk, rows_q, blocks_k, split_from,
+    KIND: tl.constexpr, KINDS: tl.constexpr, PER_ROW: tl.constexpr, LISTED: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """(first entry of a kind of block in its list, the one after the last, first uniform one) for a tile of queries.
 
-    A cut row runs through its listed blocks, which begin at ``start`` with ``before`` = 0, and on through its partial ones, of which
-    ``before`` listed blocks come first. ``chunk``: pointer to the blocks of a part; rows before ``split_from`` are not cut.
+    Lists as in :class:`kernels.lists.WorkLists`, PER_ROW tiles to a row. KIND 0: plain and uniform blocks, 1: mixed, 2: partial. Not
+    LISTED: all blocks in order. SPLIT: what ``part`` reads of them. A cut row runs through its listed blocks and on through its
+    partial ones; rows before ``split_from`` are not cut.
     """
-    if SPLIT:
-        size = tl.where(tile >= split_from, tl.load(chunk), NO_END)
-        first = tl.maximum(first, start + part * size - before)
-        last = tl.minimum(last, start + (part + 1) * size - before)
-    return first, last
+    first = tl.cast(0, tl.int32)
+    last = tl.cast(blocks_k, tl.int32)
+    uniform_from = last
+    if LISTED:
+        list_row = list_set * rows_q + tile // PER_ROW
+        row_bounds = bounds + list_row * (KINDS + 1)
+        if KIND == 2:
+            start = tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW)
+            first, last = start, tl.load(partial_ptr + list_set * (rows_q + 1) + tile // PER_ROW + 1)
+            before = tl.load(row_bounds + KINDS) - tl.load(row_bounds)
+        else:
+            start = tl.load(row_bounds)
+            first, last = tl.load(row_bounds + 2 * KIND), tl.load(row_bounds + (1 if KINDS == 1 else 2 + KIND))
+            before = 0
+            uniform_from = tl.load(row_bounds + 1)
+        if SPLIT:
+            size = tl.where(tile >= split_from, tl.load(chunk + list_set), NO_END)
+            first = tl.maximum(first, start + part * size - before)
+            last = tl.minimum(last, start + (part + 1) * size - before)
+    return first, last, uniform_from
 
 
 @triton.jit

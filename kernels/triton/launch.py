@@ -82,30 +82,26 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: S
         if t.perm_k is not None or n.tail:
             k, v, k_mean, v_mean = place_keys(k, v, t.perm_k, n.blocks_k, n.block_k, pool=bool(n.tail))
         n = _in_a_way_that_fits(q, k, v, t, n, f)
-        shared: dict[str, Any] = {
+        given: dict[str, Any] = {
             **{name: getattr(t, name) for name in _KERNEL_TENSORS},
-            "mix_v": source_v, "part_o": part_o, "part_lse": part_lse,
-            **_strides("q", q, 3), **_strides("o", o, 3), **_strides("mix", source_v, 3),
-            **_strides("row_scale", t.row_scale, 2), **_strides("residual", t.residual, 3), "map_sb": _stride(t.head_map, 0), "map_sh": _stride(t.head_map, 1),
+            "k_mean": k_mean, "v_mean": v_mean, "mix_v": source_v, "part_o": part_o, "part_lse": part_lse,
+            **_strides("q", q, 3), **_strides("k", k, 3), **_strides("v", v, 3), **_strides("o", o, 3), **_strides("mix", source_v, 3),
+            **_strides("bias", t.key_bias, 3), **_strides("row_scale", t.row_scale, 2), **_strides("residual", t.residual, 3),
+            "label_sb": _stride(t.label_k, 0), "allow_sb": _stride(t.allow_q, 0),
+            "map_sb": _stride(t.head_map, 0), "map_sh": _stride(t.head_map, 1), "head_scale_sh": _stride(t.head_scale, 0),
+            **_segment_sizes("seg0", t.seg0_k, t.seg0_bias, heads), **_segment_sizes("seg1", t.seg1_k, t.seg1_bias, heads),
             "heads": heads, "group": heads // k.shape[1], "n_q": n_q, "n_k": k.shape[2] if t.perm_k is not None else source_n_k,
-            "tiles_q": tiles_q, "rows_q": n.blocks_q, "blocks_k": n.blocks_k,
+            "tiles_q": tiles_q, "rows_q": n.blocks_q, "blocks_k": n.blocks_k, "unread_bytes": -(-n.blocks_k // 8),
+            "frames_q": _size(t.frame_table, 0), "frames_k": _size(t.frame_table, 1), "distances": _size(t.distance_table, 0),
             "split_from": n.split_from if listed else tiles_q, "splits": n.splits,
+            "grid_y": n.grid_y, "grid_x": n.grid_x, "lo": n.lo, "hi": n.hi, "radius2": f.radius2, "frame_scale": f.frame_scale,
+            "scale": f.scale,
+            **constants(t, n, width, precision(architecture(q.device)), positive_scale=f.scale > 0, upcast=interpreted() and q.dtype == torch.bfloat16),
         }  # fmt: skip
         if "specialised" in VARIANTS[n.variant]:
-            launch_specialised(q, k, v, o, lse, t, n, f, shared)
+            launch_specialised(q, k, v, o, lse, n, programs, given)
         else:
-            forward_kernel[(programs,)](
-                q, k, v, o, lse, **shared, k_mean=k_mean, v_mean=v_mean,
-                **_strides("k", k, 3), **_strides("v", v, 3), **_strides("bias", t.key_bias, 3),
-                label_sb=_stride(t.label_k, 0), allow_sb=_stride(t.allow_q, 0), head_scale_sh=_stride(t.head_scale, 0),
-                **_segment_sizes("seg0", t.seg0_k, t.seg0_bias, heads), **_segment_sizes("seg1", t.seg1_k, t.seg1_bias, heads),
-                unread_bytes=-(-n.blocks_k // 8),
-                frames_q=_size(t.frame_table, 0), frames_k=_size(t.frame_table, 1), distances=_size(t.distance_table, 0),
-                grid_y=n.grid_y, grid_x=n.grid_x, lo=n.lo, hi=n.hi, radius2=f.radius2, frame_scale=f.frame_scale,
-                scale=f.scale,
-                **constants(t, n, width, precision(architecture(q.device)), positive_scale=f.scale > 0, upcast=interpreted() and q.dtype == torch.bfloat16),
-                num_warps=n.warps, num_stages=n.stages,
-            )  # fmt: skip
+            forward_kernel[(programs,)](q, k, v, o, lse, **given, num_warps=n.warps, num_stages=n.stages)
         if part_o is not None and part_lse is not None:
             _merge_parts(part_o, part_lse, o, lse, source_v, t, n)
     return o, lse

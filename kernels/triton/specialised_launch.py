@@ -16,12 +16,6 @@ from .settings import VARIANTS, has_wgmma
 TILE_ROWS = 128
 WIDTHS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
-# What a call may have beside q, k and v; everything else is for the other kernel.
-_KNOWN = frozenset(
-    {"items", "head_map", "bounds", "col", "chunk", "perm_q", "perm_k", "k_valid", "row_scale", "residual", "mix_mean", "mix_amount", "mix_rows"}
-)  # fmt: skip
-
-
 @functools.cache
 def gluon_installed() -> bool:
     """Whether the installed Triton has the dialect the kernel is written in."""
@@ -32,8 +26,7 @@ def gluon_installed() -> bool:
 
 
 def fits(arch: str, q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: Scalars) -> bool:
-    """Whether the kernel can take the call; k, v as it would read them."""
-    present = {name for name, x in vars(t).items() if x is not None}
+    """Whether the kernel can take the call, which is to say without extra segments and tail; k, v as it would read them."""
     return (
         has_wgmma(arch)
         and gluon_installed()
@@ -41,31 +34,21 @@ def fits(arch: str, q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: 
         and q.shape[-1] in WIDTHS
         and n.block_m == TILE_ROWS
         and n.block_n in (64, 128)
-        and present <= _KNOWN
-        and not (n.element or n.tail)
+        and t.seg0_k is None
+        and not n.tail
         and f.scale > 0
         and all(_readable(x) for x in (k, v))
     )
 
 
-def launch_specialised(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, t: Tensors, n: Numbers, f: Scalars, more: dict[str, Any]) -> None:
-    """Fill ``o`` and ``lse``. k, v: in place order where ``t.perm_k`` is; more: arguments with the names of both kernels."""
+def launch_specialised(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, n: Numbers, n_items: int, given: dict[str, Any]) -> None:
+    """Fill ``o`` and ``lse``. k, v: as the kernel reads them; given: arguments of the other forward kernel by name, many of which it shares."""
     from .specialised import specialised_kernel
 
-    batch, heads, _, width = q.shape
-    tiles_q = n.blocks_q * (n.block_q // n.block_m)
-    n_items = t.items.shape[0] if t.items is not None else batch * heads * tiles_q
-    programs = n_items
-    if "persistent" in VARIANTS[n.variant]:
-        programs = min(n_items, processors(q.device))
-    more = {name: x for name, x in more.items() if name in specialised_kernel.arg_names}
-    specialised_kernel[(programs,)](
-        q, descriptor(k, n.block_n), descriptor(v, n.block_n), o, lse, **more,
-        n_items=n_items, scale=f.scale, D=width, BLOCK_N=n.block_n, BLOCK_Q=n.block_q, BLOCK_K=n.block_k, STAGES=n.stages,
-        LISTED=t.items is not None, SPLIT=n.splits > 1, Q_ORDERED=t.perm_q is not None, K_ORDERED=t.perm_k is not None, EVEN_N=bool(n.even),
-        AFFINE=t.residual is not None, MIX=n.mix, MIX_ROWS=t.mix_rows is not None,
-        num_warps=4,
-    )  # fmt: skip
+    programs = min(n_items, processors(q.device)) if "persistent" in VARIANTS[n.variant] else n_items
+    shared = {name: x for name, x in given.items() if name in specialised_kernel.arg_names}
+    engines = (descriptor(x, n.block_n) for x in (k, v))
+    specialised_kernel[(programs,)](q, *engines, o, lse, **shared, n_items=n_items, STAGES=n.stages, num_warps=4)
 
 
 @functools.lru_cache(maxsize=64)

@@ -316,6 +316,7 @@ def _language(machine: Machine) -> Any:
         program_id=lambda axis: torch.tensor(machine.program), num_programs=lambda axis: machine.programs,
         arange=lambda a, b, layout=None: torch.arange(a, b), full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype),
         load=_load, store=_store, where=torch.where, maximum=_binary(torch.maximum), minimum=_binary(torch.minimum),
+        abs=torch.abs, cast=lambda x, dtype: torch.as_tensor(x).to(dtype), zeros=lambda shape, dtype: torch.zeros(shape, dtype=dtype),
         max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), exp2=torch.exp2, log2=torch.log2,
         math=SimpleNamespace(exp2=torch.exp2, log2=torch.log2), convert_layout=lambda x, layout: x,
         allocate_shared_memory=machine.allocate, warp_specialize=machine.specialise,

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gluon_machine
 import pytest
 import torch
-from attention_loom.kernels import AttentionPlan, Modulation, lists
+from attention_loom.kernels import AttentionPlan, Band, Frames, Modulation, Window, lists
 from attention_loom.kernels.attend import attend
 from attention_loom.kernels.builders import from_bool
 from attention_loom.kernels.order import by_frame, raster
 from attention_loom.kernels.reference import reference_attend
 from attention_loom.kernels.triton import candidates, launch, settings, specialised, specialised_launch, tuning
-from kernel_cases import DEVICE, Shape, affine, frame_table, key_bias, mixes, segment, tensors
+from block_cases import packed
+from kernel_cases import CASES as ALL
+from kernel_cases import (
+    DEVICE,
+    TOLERANCE,
+    ROTATED,
+    VIDEO,
+    Shape,
+    affine,
+    assert_close,
+    assert_lse_close,
+    blocks,
+    distance_table,
+    frame_table,
+    key_bias,
+    labels,
+    mixes,
+    segment,
+    tensors,
+    ultravico,
+)
 
 if DEVICE != "cpu":
     pytest.skip("on a GPU the kernel itself is held against the shipped one (bench/checks.py)", allow_module_level=True)
 
-SOURCES = [Path(specialised.__file__).parent / f"{name}.py" for name in ("items", "logit_math", "pair_rules", "epilogue", "specialised")]
+SOURCES = [Path(specialised.__file__).parent / f"{name}.py" for name in ("items", "logit_math", "element_masks", "pair_rules", "rounds", "epilogue", "specialised")]
 WAYS = ("specialised", "specialised persistent")
 
 
@@ -88,6 +109,51 @@ def test_agrees_with_the_reference(machine, name, way):
         assert len(kernel.grids) == 1
         assert kernel.grids[0] == 3 if way == WAYS[1] else kernel.grids[0] > 3 or name in ("dense, whole blocks", "wide head", "fewer keys, shared by heads")
         assert_right(got, q, k, v, plan)
+
+
+# Cases of the common table that have what the kernel does not know.
+ELSEWHERE = {"segment", "segments-rows", "segment-alone", "everything", "everything-bf16"}
+
+
+@pytest.mark.parametrize("case", [c for c in ALL if not c.id.startswith(("blocks", "stock-d"))], ids=lambda c: c.id)
+def test_the_table_of_cases(machine, case):
+    """Frame tables, distances, labels, biases, factors of heads, and what lies around: all in half precision, heads 64 wide."""
+    s, kernel = replace(case.shape, width=64), machine(len(case.id))
+    q, k, v = tensors(s, torch.float16, case.layout)
+    plan = case.build(s, torch.float16)
+    o, lse = ours(q, k, v, plan, WAYS[len(case.id) % 2])
+    want, want_lse = reference_attend(q.double(), k.double(), v.double(), plan, return_lse=True)
+    allowed, allowed_lse = ROTATED[torch.float16] if plan.rotation is not None else TOLERANCE[torch.float16]
+    assert_close("o", o, want, allowed)
+    assert_lse_close(lse, want_lse, allowed_lse)
+    assert bool(kernel.grids) == (case.id not in ELSEWHERE)
+
+
+RULED = {
+    "window": lambda s: blocks(s, block=128, order="tile", test=Window(2.6)),
+    "window inverted, per head": lambda s: blocks(s, block=128, order="frame", groups=2, test=Window(2.6, inverted=True)),
+    "band": lambda s: blocks(s, block=128, order="frame", test=Band(4), density=0.9),
+    "frame range": lambda s: blocks(s, block=128, order="tile", groups=2, test=Frames(-1, 0)),
+    "bits": lambda s: AttentionPlan(blocks=packed(s, DEVICE, block=128)),
+    "decay": lambda s: blocks(s, ultravico(s, masked=True), block=128, order="tile"),
+    "decay with signs": lambda s: blocks(s, AttentionPlan(modulation=Modulation(frames=frame_table(s, factors=[1.0, -0.5, 1.7]))), block=128, order="frame", test=Window(2.6)),
+    "distance": lambda s: blocks(s, AttentionPlan(modulation=Modulation(distance=distance_table(s, outside=9, masked=True))), block=128, order="tile"),
+    "labels and bias": lambda s: blocks(s, AttentionPlan(labels=labels(s), key_bias=key_bias(s, heads=2)), block=128, order="frame", test=Band(6)),
+}
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_rules_on_blocks(machine, monkeypatch, name):
+    for keys, cut in ((128, False), (64, False), (64, True)):
+        monkeypatch.setattr(lists, "SPLIT_ABOVE", 2 if cut else 256)
+        plan = RULED[name](VIDEO)
+        q, k, v = tensors(VIDEO, torch.float16)
+        kernel = machine(keys + cut)
+        o, lse = ours(q, k, v, plan, WAYS[cut], keys=keys)
+        want, want_lse = reference_attend(q.double(), k.double(), v.double(), plan, return_lse=True)
+        assert_close("o", o, want, TOLERANCE[torch.float16][0])
+        assert_lse_close(lse, want_lse, TOLERANCE[torch.float16][1])
+        assert kernel.grids
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -170,8 +236,7 @@ def other_calls():
     yield "rows that begin anywhere", (q, flat, v), AttentionPlan()
     yield "one head for all", (q, k, v.expand(-1, -1, -1, -1)[:, :, :1].expand(-1, -1, 256, -1)), AttentionPlan()
     yield "blocks of 64", (q, k, v), AttentionPlan(blocks=some(Shape(heads=1), raster(256, 64)))
-    yield "bias", (q, k, v), AttentionPlan(key_bias=key_bias(s))
-    yield "a table", (q, k, v), AttentionPlan(modulation=Modulation(frames=frame_table(s)))
+    yield "a tail", (q, k, v), blocks(s, block=128, tail="row")
     yield "a segment", (q, k, v), AttentionPlan(extra_kv=(segment(s, q.dtype),))
     yield "a negative scale", (q, k, v), AttentionPlan()
 
