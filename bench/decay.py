@@ -18,6 +18,8 @@ from ..core.methods.ultravico import UltraViCo, class_table
 from ..kernels import flex
 from ..kernels.attend import attend
 from ..kernels.plan import AttentionPlan, FrameTable, Modulation
+from ..kernels.triton.settings import Settings
+from ..kernels.triton.tuning import trial
 from . import inputs
 from .measure import SHORT, Protocol, milliseconds, peak_megabytes, relative_l2
 from .results import Results
@@ -55,10 +57,13 @@ def modulation(clip: Clip, device: str) -> Modulation:
     return Modulation(frames=FrameTable(ids, ids, classes, factors), positive_only=True, center_keys=True)
 
 
-def measure(results: Results, clips: tuple[Clip, ...], device: str, dtype: torch.dtype, until: float, protocol: Protocol | None = SHORT) -> None:
-    """A row for each clip and each way to compute it; what is there already is left. protocol None: no times (a rehearsal)."""
+def measure(results: Results, clips: tuple[Clip, ...], device: str, dtype: torch.dtype, until: float, protocol: Protocol | None = SHORT, *, roles: bool = False) -> None:
+    """A row for each clip and each way to compute it; what is there already is left. protocol None: no times (a rehearsal).
+
+    roles: the kernel with roles for its warp groups as well.
+    """
     for clip in clips:
-        wanted = [w for w in WAYS if f"{clip.shape.name}: {w}" not in results.names(TABLE)]
+        wanted = [w for w in (*WAYS, *(ROLES if roles else ())) if f"{clip.shape.name}: {w}" not in results.names(TABLE)]
         if not wanted or time.monotonic() > until:
             continue
         torch.cuda.empty_cache() if device == "cuda" else None
@@ -92,7 +97,9 @@ def measure(results: Results, clips: tuple[Clip, ...], device: str, dtype: torch
 
 
 WAYS = ("loom", "loom, no decay", "flex, score_mod", "flex, no decay", "chunked, one head")
-DECAYED = ("loom", "flex, score_mod", "chunked, one head")
+ROLES = ("specialised", "specialised, no decay")
+DECAYED = ("loom", "flex, score_mod", "chunked, one head", "specialised")
+BY_ROLES = Settings(128, 128, 8, 2, "specialised persistent")
 
 
 def _ways(clip: Clip, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Iterator[tuple[str, Callable[[], Tensor], int]]:
@@ -104,10 +111,20 @@ def _ways(clip: Clip, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> I
 
     yield "loom", ours(plan, "triton"), heads
     yield "loom, no decay", ours(AttentionPlan(), "triton"), heads
+    yield "specialised", _by_roles(ours(plan, "triton")), heads
+    yield "specialised, no decay", _by_roles(ours(AttentionPlan(), "triton")), heads
     yield "flex, score_mod", _flex(q, k, v, plan), heads
     yield "flex, no decay", _flex(q, k, v, AttentionPlan()), heads
     if clip.shape.count <= CHUNKED_TOKENS:
         yield "chunked, one head", ours(plan, "chunked", 1), 1
+
+
+def _by_roles(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def under() -> Tensor:
+        with trial(BY_ROLES):
+            return call()
+
+    return under
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Callable[[], Tensor]:

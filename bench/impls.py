@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,6 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..kernels.attend import Trace, attend
 from ..kernels.blocks import Tail
 from ..kernels.plan import AttentionPlan
+from ..kernels.triton.launch import architecture
+from ..kernels.triton.settings import Settings, has_wgmma
+from ..kernels.triton.specialised_launch import gluon_installed
+from ..kernels.triton.tuning import trial
 from .masks import Mask, everything
 from .shapes import Shape
 
@@ -123,7 +128,7 @@ def dense_impls() -> list[Impl]:
 # --- ours -----------------------------------------------------------------------------------------------------------------
 
 
-def _ours(*, rebuild: bool = False, tail: Tail = "off", quant: str = "none", backend: str = "triton") -> Callable[[Case], Call]:
+def _ours(*, rebuild: bool = False, tail: Tail = "off", quant: str = "none", backend: str = "triton", settings: Settings | None = None) -> Callable[[Case], Call]:
     def prepare(case: Case) -> Call:
         mask = case.mask
         plan = everything(case.shape, str(case.q.device)) if mask is None else mask.plan
@@ -133,7 +138,8 @@ def _ours(*, rebuild: bool = False, tail: Tail = "off", quant: str = "none", bac
 
         def call() -> Tensor:
             blocks = mask.rebuilt() if rebuild and mask is not None else plan
-            out = attend(case.q, case.k, case.v, AttentionPlan(blocks=blocks), backend=backend, quant=quant, trace=Trace())  # type: ignore[arg-type]
+            with nullcontext() if settings is None else trial(settings):
+                out = attend(case.q, case.k, case.v, AttentionPlan(blocks=blocks), backend=backend, quant=quant, trace=Trace())  # type: ignore[arg-type]
             assert isinstance(out, Tensor)
             return out
 
@@ -150,9 +156,21 @@ def our_impls() -> list[Impl]:
         Impl("loom, tail row", _ours(tail="row"), ours=True, same_mask=False),
         Impl("loom, tail centroid", _ours(tail="centroid"), ours=True, same_mask=False),
         Impl("loom, int8_qk", _ours(quant="int8_qk"), ours=True),
+        Impl("loom, specialised", _ours(rebuild=True, settings=SPECIALISED), _no_roles, ours=True),
     ]
 
 
-def our_dense() -> Impl:
-    """All blocks through our kernel: what the sparse machinery costs by itself."""
-    return Impl("loom", _ours(), backward=True, ours=True)
+def our_dense() -> list[Impl]:
+    """All blocks through our kernels: what the sparse machinery costs by itself."""
+    return [Impl("loom", _ours(), backward=True, ours=True), Impl("loom, specialised", _ours(settings=SPECIALISED), _no_roles, ours=True)]
+
+
+SPECIALISED = Settings(128, 128, 8, 2, "specialised persistent")
+"""The kernel with roles for its warp groups, as long as the shipped table does not choose it."""
+
+
+def _no_roles() -> str | None:
+    if not torch.cuda.is_available():
+        return _needs_gpu()
+    here = has_wgmma(architecture(torch.device("cuda"))) and gluon_installed()
+    return None if here else "the kernel with roles is for Hopper, and for a Triton with its dialect"

@@ -50,6 +50,7 @@ class Run:
     densities: tuple[float, ...] = masks.DENSITIES
     dense: tuple[Impl, ...] = field(default_factory=lambda: tuple(dense_impls()))
     sparse: tuple[Impl, ...] = field(default_factory=lambda: (*our_impls(), *rivals()))
+    whole: tuple[Impl, ...] = field(default_factory=lambda: tuple(our_dense()))
     until: float = float("inf")
     captured: Path | None = None
     backward: frozenset[tuple[str, float]] = BACKWARD_CASES
@@ -175,7 +176,7 @@ def _measure_shape(run: Run, shape: Shape) -> None:
     whole = Case(shape, "dense", 1.0, q, k, v)
     best: dict[bool, float] = {}
     for backward in (False, True):
-        found = [m for impl in (*run.dense, our_dense()) if (m := _try(run, impl, whole, backward, rows))]
+        found = [m for impl in (*run.dense, *run.whole) if (m := _try(run, impl, whole, backward, rows))]
         times = [m.ms for m in found if m.ms is not None and not m.impl.ours] + run.dense_times(shape, backward)
         if times:
             best[backward] = min(times)

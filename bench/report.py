@@ -61,7 +61,7 @@ def section(document: dict[str, Any]) -> str:
     titles = {s.name: s.title for s in (*SHAPES, *TINY)}
     for shape in dict.fromkeys(row["shape"] for row in document["rows"]):
         lines += ["", f"**{titles.get(shape, shape)}** (`{shape}`)", "", *table([r for r in document["rows"] if r["shape"] == shape])]
-    lines += [line for part in (_goals, _models, _decay, _overhead, _settings) for line in part(document)]
+    lines += [line for part in (_goals, _models, _decay, _overhead, _specialised, _settings) for line in part(document)]
     if document.get("absent"):
         lines += ["", "Not measured:", "", *(f"- {name}: {reason}" for name, reason in document["absent"].items())]
     return "\n".join(lines)
@@ -101,6 +101,12 @@ def _overhead(document: dict[str, Any]) -> list[str]:
 def _settings(document: dict[str, Any]) -> list[str]:
     columns = {"case": "", "density": ".2f", "settings": "", "shipped": "", "ms": ".3f", "rel_l2_to_shipped": ".1e"}
     return _plain("Launch settings", document, "settings", columns, ["case", "density", "tile, warps, stages, variant", "shipped", "ms", "rel. L2 to shipped"])
+
+
+def _specialised(document: dict[str, Any]) -> list[str]:
+    columns = {"case": "", "settings": "", "shipped": "", "ms": ".3f", "rel_l2_to_shipped": ".1e"}
+    heads = ["case", "tile, warps, stages, variant", "shipped", "ms", "rel. L2 to shipped"]
+    return _plain("The kernel with roles for its warp groups", document, "specialised", columns, heads)
 
 
 def _plain(title: str, document: dict[str, Any], name: str, columns: dict[str, str], heads: list[str]) -> list[str]:

@@ -8,15 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from . import architectures, checks, decay, end_to_end, goals, kernels, overhead, report, variants
+from . import architectures, checks, decay, end_to_end, goals, kernels, overhead, report, specialised, variants
 from .host import HostMissing
-from .impls import our_impls
+from .impls import Impl, our_dense, our_impls
 from .measure import SHORT
 from .provenance import ROOT
 from .results import Results
@@ -25,6 +25,7 @@ from .shapes import SHAPES, TINY
 
 GOAL_SHAPES = ("wan14b-480p", "hunyuan-720p", "flux-4096", "wan14b-720p")
 """Head width 128 and at least 32,000 tokens, the cheapest first."""
+ROLES = "loom, specialised"
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,13 @@ def _tune(out: Path) -> None:
 
 def numerics(s: Session) -> None:
     """Every check; one that was finished before is not repeated."""
-    state = s.results.stages.setdefault("numerics", {"state": "begun"})
+    _run_checks(s, "numerics", checks.all_checks(checks.TINY if s.dry else checks.FULL, s.device))
+
+
+def _run_checks(s: Session, stage: str, wanted: Iterator[tuple[str, Callable[[], Iterator[checks.Finding]]]]) -> None:
+    state = s.results.stages.setdefault(stage, {"state": "begun"})
     finished: list[str] = state.setdefault("finished", [])
-    for name, check in checks.all_checks(checks.TINY if s.dry else checks.FULL, s.device):
+    for name, check in wanted:
         if name in finished or time.monotonic() > s.until:
             continue
         try:
@@ -151,24 +156,30 @@ def _in_parallel() -> list[str]:
 def kernel_benchmark(s: Session) -> None:
     """Ours, dense and FlexAttention at the densities of the goals, forward and, at 10 %, backward."""
     named = {shape.name: shape for shape in SHAPES}
-    sparse = tuple(i for i in (*our_impls(), *rivals()) if i.name in ("loom", "loom, plan reused", "loom, int8_qk", "flex"))
+    sparse = tuple(i for i in (*_ours(s), *rivals()) if i.name in ("loom", "loom, plan reused", "loom, int8_qk", ROLES, "flex"))
     run = kernels.Run(
         s.results, None if s.dry else SHORT, s.device, s.dtype, TINY[:1] if s.dry else tuple(named[n] for n in GOAL_SHAPES), ("random",),
-        (0.25,) if s.dry else (0.25, 0.1, 0.05, 0.5), sparse=sparse[:1] if s.dry else sparse, until=s.until, backward=frozenset({("random", 0.1)}),
+        (0.25,) if s.dry else (0.25, 0.1, 0.05, 0.5), sparse=sparse[:1] if s.dry else sparse, whole=_ours(s, our_dense()), until=s.until, backward=frozenset({("random", 0.1)}),
     )  # fmt: skip
     kernels.execute(run)
+
+
+def _ours(s: Session, found: list[Impl] | None = None) -> tuple[Impl, ...]:
+    """Ours, the kernel with roles only if its own stage found it sound: one that stands still would cost the stage its rows."""
+    return tuple(i for i in (our_impls() if found is None else found) if i.name != ROLES or specialised.sound(s.results))
 
 
 def sweep(s: Session) -> None:
     """All shapes, patterns and rivals, as far as the time goes."""
     if s.dry:
         raise Skipped("the kernel benchmark was rehearsed already")
-    kernels.execute(kernels.Run(s.results, SHORT, s.device, s.dtype, SHAPES, until=s.until))
+    kernels.execute(kernels.Run(s.results, SHORT, s.device, s.dtype, SHAPES, sparse=(*_ours(s), *rivals()), whole=_ours(s, our_dense()), until=s.until))
 
 
 def decays(s: Session) -> None:
     """UltraViCo at three and four times the trained length."""
-    decay.measure(s.results, decay.TINY if s.dry else decay.CLIPS, s.device, s.dtype, s.until, None if s.dry else SHORT)
+    clips, protocol = (decay.TINY, None) if s.dry else (decay.CLIPS, SHORT)
+    decay.measure(s.results, clips, s.device, s.dtype, s.until, protocol, roles=s.dry or specialised.sound(s.results))
 
 
 def overheads(s: Session) -> None:
@@ -176,6 +187,14 @@ def overheads(s: Session) -> None:
     named = {shape.name: shape for shape in SHAPES}
     shapes = TINY[:1] if s.dry else tuple(named[n] for n in GOAL_SHAPES)
     overhead.measure(s.results, shapes, s.device, s.dtype, s.until, None if s.dry else SHORT)
+
+
+def roles(s: Session) -> None:
+    """The kernel with roles for its warp groups: right, and faster than the shipped one?"""
+    if not s.dry and not specialised.available(torch.device("cuda")):
+        raise Skipped("only Hopper has its matrix instruction, or this Triton lacks the dialect it is written in")
+    _run_checks(s, specialised.STAGE, specialised.all_checks(checks.TINY if s.dry else checks.FULL, s.device))
+    specialised.measure(s.results, s.device, s.dtype, s.until, s.dry)
 
 
 def settings(s: Session) -> None:
@@ -195,6 +214,7 @@ _LIMITS = {"wan14b-720p": 170.0, "hunyuan-720p": 260.0, "wan1.3b-480p-3x": 60.0}
 
 STAGES = (
     Stage("numerics", "accuracy, determinism, no NaN, memory", 180, numerics, ("checks",)),
+    Stage(specialised.STAGE, "the kernel with roles for its warp groups", 150, roles, (specialised.TABLE,)),
     Stage("tests", "the kernel tests on the GPU", 300, tests, ("tests",)),
     Stage("kernels", "kernel benchmark at the densities of the goals", 420, kernel_benchmark),
     Stage("decay", "UltraViCo against FlexAttention and the chunked path", 200, decays, (decay.TABLE,)),
@@ -212,6 +232,9 @@ def forget(results: Results, name: str) -> None:
     results.stages.pop(name, None)
     for table in stage.tables:
         results.tables.pop(table, None)
+    if name == specialised.STAGE:
+        rows = results.tables.get("checks", [])
+        rows[:] = [r for r in rows if not r["name"].startswith(name)]
     if name.startswith("model "):
         rows = results.tables.get(end_to_end.TABLE, [])
         rows[:] = [r for r in rows if r["model"] != name.removeprefix("model ")]

@@ -7,7 +7,7 @@ how far the output is from that of the shipped setting, so a fast way that is wr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import Any
@@ -44,19 +44,29 @@ def measure(results: Results, device: str, dtype: torch.dtype, until: float, dry
         arch = architecture(q.device)
         sizes = (shape.block, shape.block)
         shipped = settings(arch, shape.width, q.element_size(), (), *sizes)
-        tried = list(dict.fromkeys([shipped, *(c.within(*sizes) for c in candidates(arch, shape.width, q.element_size()))]))
+        # The kernel with roles has a stage of its own (``specialised.py``).
+        others = [c for c in candidates(arch, shape.width, q.element_size()) if "specialised" not in c.variant]
+        tried = list(dict.fromkeys([shipped, *(c.within(*sizes) for c in others)]))
         for density in densities:
             plan = AttentionPlan(blocks=None if density == 1 else masks.make("random", density, shape, q, k).plan)
             with trial(shipped):
                 want = attend(q, k, v, plan, backend="triton").float()  # type: ignore[union-attr]
-            for s in tried[:3] if dry else tried:
-                name = f"{shape.name} {density:g} {label(s)}"
-                if name in results.names(TABLE) or time.monotonic() > until:
-                    continue
-                row = {"name": name, "case": shape.name, "density": density, "settings": list(astuple(s)), "shipped": s == shipped}
-                row |= _tried(s, partial(attend, q, k, v, plan, backend="triton"), want, dry)
-                results.put(TABLE, **row)
-                print(f"{name}: {row.get('ms', row.get('failed', 'ran'))}", flush=True)
+            call = partial(attend, q, k, v, plan, backend="triton")
+            try_each(results, TABLE, f"{shape.name} {density:g}", {"case": shape.name, "density": density}, tried[:3] if dry else tried, shipped, call, want, until, dry)
+
+
+def try_each(
+    results: Results, table: str, case: str, more: dict[str, Any], tried: Sequence[Settings], shipped: Settings,
+    call: Callable[[], Any], want: Tensor, until: float, dry: bool,
+) -> None:  # fmt: skip
+    """A row of ``table`` for each of the settings ``tried`` in one call; want: what the ``shipped`` ones give. more: columns of all rows."""
+    for s in tried:
+        name = f"{case} {label(s)}"
+        if name in results.names(table) or time.monotonic() > until:
+            continue
+        row = {"name": name, **more, "settings": list(astuple(s)), "shipped": s == shipped, **_tried(s, call, want, dry)}
+        results.put(table, **row)
+        print(f"{name}: {row.get('ms', row.get('failed', 'ran'))}", flush=True)
 
 
 def _tried(s: Settings, call: Callable[[], Any], want: Tensor, dry: bool) -> dict[str, object]:

@@ -16,6 +16,8 @@ from .settings import VARIANTS, has_wgmma
 TILE_ROWS = 128
 WIDTHS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
+
+
 @functools.cache
 def gluon_installed() -> bool:
     """Whether the installed Triton has the dialect the kernel is written in."""

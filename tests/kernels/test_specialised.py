@@ -18,8 +18,8 @@ from block_cases import packed
 from kernel_cases import CASES as ALL
 from kernel_cases import (
     DEVICE,
-    TOLERANCE,
     ROTATED,
+    TOLERANCE,
     VIDEO,
     Shape,
     affine,
