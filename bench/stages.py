@@ -179,7 +179,7 @@ def sweep(s: Session) -> None:
 def decays(s: Session) -> None:
     """UltraViCo at three and four times the trained length."""
     clips, protocol = (decay.TINY, None) if s.dry else (decay.CLIPS, SHORT)
-    decay.measure(s.results, clips, s.device, s.dtype, s.until, protocol, roles=s.dry or specialised.sound(s.results))
+    decay.measure(s.results, clips, s.device, s.dtype, s.until, protocol, roles=specialised.sound(s.results))
 
 
 def overheads(s: Session) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_loom.bench import architectures, checks, end_to_end, goals, gpu_all, host, measure, report, results, stages, variants
+from attention_loom.bench import architectures, checks, decay, end_to_end, goals, gpu_all, host, measure, report, results, specialised, stages, variants
 from attention_loom.bench.provenance import kernels_sha256
+from attention_loom.bench.results import Results
+from attention_loom.kernels.triton import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,16 +26,16 @@ def kept(folder) -> dict:
 
 def test_a_rehearsal_runs_the_kernel_stages_and_keeps_their_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checks, "TINY", checks.Size(64, 1, 32, (32,), (torch.float16,)))
-    wanted = ["overhead", "decay", "settings", "kernels"]
+    wanted = ["specialised", "overhead", "decay", "settings", "kernels"]
     assert gpu_all.main(["--dry", "--out", str(tmp_path), *(x for name in wanted for x in ("--only", name))]) == 0
     found = kept(tmp_path)
     assert {name: s["state"] for name, s in found["stages"].items()} == dict.fromkeys(wanted, "done")
-    assert {r["way"] for r in found["tables"]["decay"]} == {"loom", "loom, no decay", "flex, score_mod", "flex, no decay", "chunked, one head"}
+    assert {r["way"] for r in found["tables"]["decay"]} == {*decay.WAYS, *decay.ROLES}
     errors = [r["rel_l2_to_loom"] for r in found["tables"]["decay"] if r["decay"]]
     assert max(errors) < 2e-3, "our kernel, FlexAttention and plain torch compute the same decay"
     assert all(r["rel_l2_to_shipped"] == 0 for r in found["tables"]["settings"]), "variants differ from the shipped settings"
     assert {tuple(r["settings"])[-1] for r in found["tables"]["settings"]} > {"plain"}
-    assert {r["impl"] for r in found["rows"]} >= {"loom", "loom: backward", "sdpa math"}
+    assert {r["impl"] for r in found["rows"]} >= {"loom", "loom: backward", "sdpa math", "loom, specialised"}
     assert all(r["ms"] is None for r in found["rows"])
     assert "ms" not in json.dumps(found["tables"]["decay"]), "a rehearsal times nothing"
     assert (tmp_path / "summary.md").read_text().startswith("# GPU session\n\nAll checks that ran are within their limits.")
@@ -237,6 +239,35 @@ def test_candidates_are_named_apart():
     assert len({variants.label(s) for s in found}) == len(found) <= MOST_CANDIDATES
     assert {s.variant for s in found} == {"plain", "ahead", "engine", "engine ahead", "specialised", "specialised persistent"}
     assert {s.variant for s in candidates("sm_80", 128, 2)} == {"plain"}
+
+
+# --- the kernel with roles ------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_that_is_not_sound_is_left_out_elsewhere(tmp_path):
+    found = Results.resume(tmp_path / gpu_all.FILE)
+    assert not specialised.sound(found), "its stage has not run"
+    found.stages[specialised.STAGE] = {"state": "done"}
+    assert not specialised.sound(found), "its stage checked nothing"
+    found.put("checks", name=f"{specialised.STAGE}: one", ok=True, value=0, limit=1)
+    assert specialised.sound(found)
+    s = stages.Session(found, tmp_path, float("inf"), True)
+    assert stages.ROLES in [i.name for i in stages._ours(s)]
+    found.put("checks", name=f"{specialised.STAGE}: two", ok=False, value=2, limit=1)
+    assert stages.ROLES not in [i.name for i in stages._ours(s)]
+    found.tables["checks"].pop()
+    for state in ("out of time", "killed: it did not stop when its time was up"):
+        found.stages[specialised.STAGE] = {"state": state}
+        assert not specialised.sound(found)
+
+
+def test_the_checks_of_the_kernel_notice_that_another_one_ran():
+    """As here, where nothing has Hopper's instruction and the settings fall back."""
+    whole = checks.Size(64, 1, 64, (64,), (torch.float16,))
+    before = launch.launch_specialised
+    found = list(specialised._with(specialised.TRIED[0], lambda: checks.numerics(whole, "cpu", torch.float16, 64), "cuda"))
+    assert [f.name for f in found if not f.ok] == ["another kernel was launched instead"]
+    assert launch.launch_specialised is before
 
 
 # --- results that are kept ------------------------------------------------------------------------------------------------
