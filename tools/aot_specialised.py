@@ -26,12 +26,13 @@ WARPS = 12
 """Of a program: two groups of four that multiply, and one of which a single warp brings tiles."""
 MULTIPLYING = 8
 PLAIN = ("plain", "whole", "blocks", "affine")
+PAIRED = ("paired",)
 PAIRS = ("frames", "distance", "labels", "window", "bits")
 """Feature sets of ``aot.py``: without and with rules that look at single pairs, which want tiles of 64 keys."""
 
 
 def compile_one(width: int, keys: int, stages: int, feature: str, dtype: str = "bf16"):
-    """Compile one configuration; ``feature`` as in :data:`aot.FEATURES`, or "whole": blocks without dead keys."""
+    """Compile one configuration; ``feature`` as in :data:`aot.FEATURES`, "whole": blocks without dead keys, or "paired": rows of 64."""
     import triton
     from attention_loom.kernels.triton import settings as table
     from attention_loom.kernels.triton.launch import constants as known
@@ -40,16 +41,19 @@ def compile_one(width: int, keys: int, stages: int, feature: str, dtype: str = "
     from triton.experimental.gluon._runtime import GluonASTSource
     from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
 
-    arguments = aot.arguments(ARCH, width, 2, "blocks" if feature == "whole" else feature, smallest=False)
-    numbers = replace(arguments[2], block_m=128, block_n=keys, even=feature == "whole")
+    paired = feature == "paired"
+    known_as = "blocks" if paired or feature == "whole" else feature
+    arguments = aot.arguments(ARCH, width, 2, known_as, smallest=False)
+    numbers = replace(arguments[2], block_m=128, block_n=keys, block_k=keys if paired else arguments[2].block_k, even=feature == "whole")
     if arguments[1].perm_q is None:  # the kernel's own tile is the block
         numbers = replace(numbers, block_q=128, block_k=keys)
-    constants: dict[str, Any] = known(arguments[1], numbers, width, table.precision(ARCH)) | {"STAGES": stages}
+    constants: dict[str, Any] = known(arguments[1], numbers, width, table.precision(ARCH)) | {"STAGES": stages, "PAIRED": paired}
     box = [1, 1, keys, width]
     layout = NVMMASharedLayout.get_default_for(box, bfloat16 if dtype == "bf16" else float16)
     kinds = {name: kind for kind, names in aot.TYPES.items() for name in names} | dict.fromkeys(aot.OF_INPUT, f"*{dtype}")
+    kinds["takers"] = "*u8"
     kinds |= dict.fromkeys(("k_engine", "v_engine"), f"tensordesc<{dtype}[{', '.join(map(str, box))}],{layout!r}>")
-    there = {"q", "k_engine", "v_engine", "o", "lse", "mix_v", *aot.FEATURES["blocks" if feature == "whole" else feature][0]}
+    there = {"q", "k_engine", "v_engine", "o", "lse", "mix_v", *aot.FEATURES[known_as][0], *(["takers"] if paired else [])}
     there |= {"part_o", "part_lse", "chunk"} if numbers.splits > 1 else set()
     signature: dict[str, str] = {}
     attributes = {}
@@ -98,7 +102,7 @@ def cases(everything: bool) -> list[tuple[int, int, int, str, str]]:
         return [(128, 128, 2, "blocks", "bf16"), (64, 128, 2, "plain", "fp16")]
     found = [(128, 128, stages, feature, dtype) for stages in (2, 3) for feature in PLAIN for dtype in ("bf16", "fp16")]
     found += [(64, keys, stages, feature, "bf16") for keys in (64, 128) for stages in (2, 4) for feature in PLAIN]
-    return found + [(width, 64, 4, feature, "bf16") for width in (128, 64) for feature in (*PLAIN, *PAIRS)]
+    return found + [(width, 64, 4, feature, "bf16") for width in (128, 64) for feature in (*PLAIN, *PAIRED, *PAIRS)]
 
 
 def main() -> int:

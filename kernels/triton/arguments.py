@@ -22,7 +22,10 @@ SEGMENTS = 2
 
 @dataclass(frozen=True)
 class Tensors:
-    """Everything but q, k and v; None where a part is absent. Shapes as in :func:`kernels.triton.forward.forward_kernel`."""
+    """Everything but q, k and v; None where a part is absent. Shapes as in :func:`kernels.triton.forward.forward_kernel`.
+
+    takers: for :func:`kernels.triton.specialised.specialised_kernel` alone.
+    """
 
     kbar: Tensor | None = None
     head_scale: Tensor | None = None
@@ -41,6 +44,7 @@ class Tensors:
     head_map: Tensor | None = None
     bounds: Tensor | None = None
     col: Tensor | None = None
+    takers: Tensor | None = None
     gains: Tensor | None = None
     partial_ptr: Tensor | None = None
     partial_col: Tensor | None = None

@@ -99,7 +99,7 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: S
             **constants(t, n, width, precision(architecture(q.device)), positive_scale=f.scale > 0, upcast=interpreted() and q.dtype == torch.bfloat16),
         }  # fmt: skip
         if "specialised" in VARIANTS[n.variant]:
-            launch_specialised(q, k, v, o, lse, n, programs, given)
+            launch_specialised(q, k, v, o, lse, n, programs, given | {"takers": t.takers})
         else:
             forward_kernel[(programs,)](q, k, v, o, lse, **given, num_warps=n.warps, num_stages=n.stages)
         if part_o is not None and part_lse is not None:
@@ -129,6 +129,8 @@ def _in_a_way_that_fits(q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers,
     """``n`` with a variant that can run the call: the copy engine wants rows and heads to begin at multiples of 16 bytes, and the
     specialised kernel does not know everything."""
     if "specialised" in VARIANTS[n.variant] and not fits(architecture(q.device), q, k, v, t, n, f):
+        if t.takers is not None:
+            raise RuntimeError("rows were paired for a kernel that cannot take the call")
         return replace(n, variant=VARIANTS.index("plain"))
     if "engine" not in VARIANTS[n.variant]:
         return n
@@ -177,8 +179,8 @@ def _merge_parts(part_o: Tensor, part_lse: Tensor, o: Tensor, lse: Tensor, v: Te
     )  # fmt: skip
 
 
-# Read by name from Tensors; perm_k is only for the pass before.
-_KERNEL_TENSORS = tuple(f.name for f in fields(Tensors) if f.name != "perm_k")
+# Read by name from Tensors; perm_k is only for the pass before, takers for the other kernel.
+_KERNEL_TENSORS = tuple(f.name for f in fields(Tensors) if f.name not in ("perm_k", "takers"))
 
 
 def _segment_step(k: Tensor | None, n: Numbers) -> int:

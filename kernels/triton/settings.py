@@ -41,7 +41,9 @@ class Settings:
     variant: str = "plain"
 
     def within(self, block_q: int, block_k: int) -> Settings:
-        """The same with a tile that fits the blocks of a plan."""
+        """The same with a tile that fits the blocks of a plan; the specialised kernel can have two rows of 64 in its tile."""
+        if "specialised" in self.variant and block_q == 64:
+            return replace(self, block_n=min(self.block_n, block_k))
         warps = self.warps if block_q >= self.block_m else min(self.warps, 4)
         return replace(self, block_m=min(self.block_m, block_q), block_n=min(self.block_n, block_k), warps=warps)
 

@@ -50,7 +50,7 @@ def _bring(
 ):  # fmt: skip
     """The warp that has the copy engine fill the rings, as far ahead as they have room, on through the items of a program."""
     k_tiles, v_tiles, k_full, v_full, k_free, v_free = rings
-    items, head_map, bounds, col, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
+    items, head_map, bounds, col, takers, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
     KINDS: gl.constexpr = 3 if RULES else 1
     PER_BLOCK: gl.constexpr = BLOCK_K // BLOCK_N
     brought = 0
@@ -76,10 +76,14 @@ def _bring(
 
 
 @gluon.jit
-def _products(q_own, k_tiles, k_full, taken, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, LAYOUT: gl.constexpr):
-    """Begin the products [GROUP_ROWS, BLOCK_N] of the group's queries with tile number ``taken`` of the ring, once it is there."""
-    place = taken % STAGES
-    mbarrier.wait(k_full.index(place), (taken // STAGES) & 1)
+def _wait_for(full, number, STAGES: gl.constexpr):
+    """Until tile ``number`` of those brought is there."""
+    mbarrier.wait(full.index(number % STAGES), (number // STAGES) & 1)
+
+
+@gluon.jit
+def _products(q_own, k_tiles, place, BLOCK_N: gl.constexpr, D: gl.constexpr, LAYOUT: gl.constexpr):
+    """Begin the products [GROUP_ROWS, BLOCK_N] of the group's queries with the tile at a place of the ring."""
     nothing = gl.full([GROUP_ROWS, BLOCK_N], 0.0, gl.float32, LAYOUT)
     return warpgroup_mma(q_own, k_tiles.index(place).reshape([BLOCK_N, D]).permute([1, 0]), nothing, use_acc=False, is_async=True)
 
@@ -122,14 +126,14 @@ def _weigh(
 def _attend(
     GROUP: gl.constexpr, q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, of_rows, rules, ends,
     D: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, LISTED: gl.constexpr, SPLIT: gl.constexpr,
-    FRAMES: gl.constexpr, DISTANCE: gl.constexpr, LABELS: gl.constexpr, ELEMENT: gl.constexpr, INVERTED: gl.constexpr,
+    FRAMES: gl.constexpr, DISTANCE: gl.constexpr, LABELS: gl.constexpr, ELEMENT: gl.constexpr, INVERTED: gl.constexpr, PAIRED: gl.constexpr,
     Q_ORDERED: gl.constexpr, K_ORDERED: gl.constexpr, EVEN_N: gl.constexpr,
     POSITIVE_ONLY: gl.constexpr, CENTER: gl.constexpr, HEAD_SCALE: gl.constexpr, BIAS: gl.constexpr,
     AFFINE: gl.constexpr, MIX: gl.constexpr, MIX_ROWS: gl.constexpr,
 ):  # fmt: skip
     """A warp group that multiplies: queries GROUP * GROUP_ROWS to (GROUP + 1) * GROUP_ROWS of each item's tile."""
     k_tiles, v_tiles, k_full, v_full, k_free, v_free = rings
-    items, head_map, bounds, col, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
+    items, head_map, bounds, col, takers, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
     kbar, head_scale, head_scale_sh, frame_q, pos_q, allow_q, allow_sb, place_q, k_valid = of_rows
     (
         o, lse, perm_q, row_scale, residual, mix_v, mix_mean, mix_amount, mix_rows, part_o, part_lse,
@@ -147,7 +151,7 @@ def _attend(
     Q_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     q_own = q_tiles.index(GROUP)
     unit = scale * LOG2E
-    taken = 0
+    brought = 0
     for at in range(gl.program_id(0), n_items, gl.num_programs(0)):
         b, h, tile, part = item_at(at, items, heads, tiles_q, split_from, splits, LISTED)
         list_set = gl.load(head_map + b * map_sb + h * map_sh).to(gl.int64) if LISTED else 0
@@ -184,36 +188,59 @@ def _attend(
             if KIND == 0 or (KIND == 1 and RULES) or (KIND == 2 and ELEMENT != 0):
                 columns = partial_col if KIND == 2 else col
                 first, last, uniform_from = range_of(tile, part, list_set, bounds, partial_ptr, chunk, rows_q, blocks_k, split_from, KIND, KINDS, PER_ROW, LISTED, SPLIT)
-                if first < last:
-                    first, last = first * PER_BLOCK, last * PER_BLOCK
+                first, last = first * PER_BLOCK, gl.maximum(last, first) * PER_BLOCK
+                begun = brought - first
+                if PAIRED:
+                    for step in range(first, last):
+                        _wait_for(k_full, begun + step, STAGES)
+                        place = (begun + step) % STAGES
+                        # What the other group's row asks for is only waited for: all barriers count both groups, in turn.
+                        if ((gl.load(takers + step // PER_BLOCK).to(gl.int32) >> GROUP) & 1) != 0:
+                            col0, live = tile_at(step, True, columns, k_valid, n_k, BLOCK_K, BLOCK_N, LISTED, K_ORDERED)
+                            s = warpgroup_mma_wait(0, deps=[_products(q_own, k_tiles, place, BLOCK_N, D, S_LAYOUT)])
+                            mbarrier.arrive(k_free.index(place))
+                            p, m, total, acc = _weigh(
+                                s, step, col0, live, uniform_from, m, total, acc, b, h, unit, rows, rules,
+                                KIND, BLOCK_N, BLOCK_Q, BLOCK_K, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED, EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, BIAS,
+                                S_LAYOUT, O_LAYOUT, P_LAYOUT, TYPE,
+                            )  # fmt: skip
+                            _wait_for(v_full, begun + step, STAGES)
+                            acc = warpgroup_mma(p, v_tiles.index(place).reshape([BLOCK_N, D]), acc)
+                        else:
+                            mbarrier.arrive(k_free.index(place))
+                            _wait_for(v_full, begun + step, STAGES)
+                        mbarrier.arrive(v_free.index(place))
+                elif first < last:
+                    _wait_for(k_full, begun + first, STAGES)
+                    place = (begun + first) % STAGES
                     col0, live = tile_at(first, True, columns, k_valid, n_k, BLOCK_K, BLOCK_N, LISTED, K_ORDERED)
-                    s = warpgroup_mma_wait(0, deps=[_products(q_own, k_tiles, k_full, taken, BLOCK_N, D, STAGES, S_LAYOUT)])
-                    mbarrier.arrive(k_free.index(taken % STAGES))
+                    s = warpgroup_mma_wait(0, deps=[_products(q_own, k_tiles, place, BLOCK_N, D, S_LAYOUT)])
+                    mbarrier.arrive(k_free.index(place))
                     for step in range(first + 1, last):
-                        next_s = _products(q_own, k_tiles, k_full, taken + 1, BLOCK_N, D, STAGES, S_LAYOUT)
+                        _wait_for(k_full, begun + step, STAGES)
+                        next_place = (begun + step) % STAGES
+                        next_s = _products(q_own, k_tiles, next_place, BLOCK_N, D, S_LAYOUT)
                         p, m, total, acc = _weigh(
                             s, step - 1, col0, live, uniform_from, m, total, acc, b, h, unit, rows, rules,
                             KIND, BLOCK_N, BLOCK_Q, BLOCK_K, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED, EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, BIAS,
                             S_LAYOUT, O_LAYOUT, P_LAYOUT, TYPE,
                         )  # fmt: skip
                         col0, live = tile_at(step, True, columns, k_valid, n_k, BLOCK_K, BLOCK_N, LISTED, K_ORDERED)
-                        place = taken % STAGES
-                        mbarrier.wait(v_full.index(place), (taken // STAGES) & 1)
+                        _wait_for(v_full, begun + step - 1, STAGES)
                         added = warpgroup_mma(p, v_tiles.index(place).reshape([BLOCK_N, D]), acc, is_async=True)
                         s, acc = warpgroup_mma_wait(0, deps=[next_s, added])
-                        mbarrier.arrive(k_free.index((taken + 1) % STAGES))
+                        mbarrier.arrive(k_free.index(next_place))
                         mbarrier.arrive(v_free.index(place))
-                        taken += 1
+                        place = next_place
                     p, m, total, acc = _weigh(
                         s, last - 1, col0, live, uniform_from, m, total, acc, b, h, unit, rows, rules,
                         KIND, BLOCK_N, BLOCK_Q, BLOCK_K, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED, EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, BIAS,
                         S_LAYOUT, O_LAYOUT, P_LAYOUT, TYPE,
                     )  # fmt: skip
-                    place = taken % STAGES
-                    mbarrier.wait(v_full.index(place), (taken // STAGES) & 1)
+                    _wait_for(v_full, begun + last - 1, STAGES)
                     acc = warpgroup_mma(p, v_tiles.index(place).reshape([BLOCK_N, D]), acc)
                     mbarrier.arrive(v_free.index(place))
-                    taken += 1
+                brought += last - first
 
         m, total = gl.convert_layout(m, gl.SliceLayout(1, O_LAYOUT)), gl.convert_layout(total, gl.SliceLayout(1, O_LAYOUT))
         seen = total > 0
@@ -242,7 +269,7 @@ def specialised_kernel(
     frame_q, frame_k, frame_table, frame_factors,
     pos_q, pos_k, distance_table, distance_factors,
     label_k, allow_q,
-    items, head_map, bounds, col, gains, partial_ptr, partial_col, chunk,
+    items, head_map, bounds, col, takers, gains, partial_ptr, partial_col, chunk,
     perm_q, k_valid, place_q, place_k, bit_words, bit_ids,
     row_scale, residual, mix_v, mix_mean, mix_amount, mix_rows, part_o, part_lse,
     q_sb, q_sh, q_sn, o_sb, o_sh, o_sn, mix_sb, mix_sh, mix_sn,
@@ -252,7 +279,7 @@ def specialised_kernel(
     frames_q, frames_k, distances, split_from, splits, grid_y, grid_x, lo, hi, radius2, frame_scale, scale,
     D: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr,
     LISTED: gl.constexpr, FRAMES: gl.constexpr, DISTANCE: gl.constexpr, LABELS: gl.constexpr, ELEMENT: gl.constexpr, INVERTED: gl.constexpr,
-    SPLIT: gl.constexpr, Q_ORDERED: gl.constexpr, K_ORDERED: gl.constexpr, EVEN_N: gl.constexpr,
+    PAIRED: gl.constexpr, SPLIT: gl.constexpr, Q_ORDERED: gl.constexpr, K_ORDERED: gl.constexpr, EVEN_N: gl.constexpr,
     POSITIVE_ONLY: gl.constexpr, CENTER: gl.constexpr, HEAD_SCALE: gl.constexpr, BIAS: gl.constexpr,
     AFFINE: gl.constexpr, MIX: gl.constexpr, MIX_ROWS: gl.constexpr,
 ):  # fmt: skip
@@ -260,7 +287,8 @@ def specialised_kernel(
 
     k_engine, v_engine: tensor descriptors of k, v [B,Hk,n_k,D] in blocks of [1,1,BLOCK_N,D]. n_items: of ``items``, or of the
     (batch element, head, tile) where there are no lists. The grid may have fewer programs than items: each takes every n-th. STAGES:
-    tiles of K and of V that are held at a time.
+    tiles of K and of V that are held at a time. PAIRED: the rows of the plan are GROUP_ROWS long, each group has one of a pair, and
+    the list is that of both: takers uint8, one per entry of ``col``, has bit g where group g reads the block.
     """
     q_tiles = gl.allocate_shared_memory(q.dtype.element_ty, [GROUPS, GROUP_ROWS, D], gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, D], q.dtype.element_ty))
     k_tiles = gl.allocate_shared_memory(k_engine.dtype, [STAGES, 1, 1, BLOCK_N, D], k_engine.layout)
@@ -278,7 +306,7 @@ def specialised_kernel(
 
     rings = (k_tiles, v_tiles, k_full, v_full, k_free, v_free)
     lists = (
-        items, head_map, bounds, col, partial_ptr, partial_col, chunk, map_sb, map_sh,
+        items, head_map, bounds, col, takers, partial_ptr, partial_col, chunk, map_sb, map_sh,
         n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits,
     )  # fmt: skip
     of_rows = (kbar, head_scale, head_scale_sh, frame_q, pos_q, allow_q, allow_sb, place_q, k_valid)
@@ -294,12 +322,12 @@ def specialised_kernel(
         [
             (_attend, (
                 gl.constexpr(0), q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, of_rows, rules, ends,
-                D, BLOCK_N, BLOCK_Q, BLOCK_K, STAGES, LISTED, SPLIT, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED,
+                D, BLOCK_N, BLOCK_Q, BLOCK_K, STAGES, LISTED, SPLIT, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED, PAIRED,
                 Q_ORDERED, K_ORDERED, EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, BIAS, AFFINE, MIX, MIX_ROWS,
             )),
             (_attend, (
                 gl.constexpr(1), q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, of_rows, rules, ends,
-                D, BLOCK_N, BLOCK_Q, BLOCK_K, STAGES, LISTED, SPLIT, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED,
+                D, BLOCK_N, BLOCK_Q, BLOCK_K, STAGES, LISTED, SPLIT, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED, PAIRED,
                 Q_ORDERED, K_ORDERED, EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, BIAS, AFFINE, MIX, MIX_ROWS,
             )),
             (_bring, (k_engine, v_engine, rings, lists, BLOCK_N, BLOCK_Q // (GROUPS * GROUP_ROWS), BLOCK_K, STAGES, LISTED, SPLIT, FRAMES or DISTANCE or LABELS, ELEMENT)),

@@ -35,11 +35,12 @@ def fits(arch: str, q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: 
         and q.dtype in DTYPES
         and q.shape[-1] in WIDTHS
         and n.block_m == TILE_ROWS
+        and n.block_q % TILE_ROWS == 0
         and n.block_n in (64, 128)
         and t.seg0_k is None
         and not n.tail
         and f.scale > 0
-        and all(_readable(x) for x in (k, v))
+        and (t.perm_k is not None or all(_readable(x) for x in (k, v)))  # keys in place order are a copy of our own
     )
 
 
@@ -48,9 +49,10 @@ def launch_specialised(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, 
     from .specialised import specialised_kernel
 
     programs = min(n_items, processors(q.device)) if "persistent" in VARIANTS[n.variant] else n_items
+    takers = given.pop("takers")
     shared = {name: x for name, x in given.items() if name in specialised_kernel.arg_names}
     engines = (descriptor(x, n.block_n) for x in (k, v))
-    specialised_kernel[(programs,)](q, *engines, o, lse, **shared, n_items=n_items, STAGES=n.stages, num_warps=4)
+    specialised_kernel[(programs,)](q, *engines, o, lse, **shared, takers=takers, PAIRED=takers is not None, n_items=n_items, STAGES=n.stages, num_warps=4)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import gluon_machine
 import pytest
 import torch
-from attention_loom.kernels import AttentionPlan, Band, Frames, Modulation, Window, lists
+from attention_loom.kernels import AttentionPlan, Band, Frames, Modulation, Window, lists, pairs
 from attention_loom.kernels.attend import attend
 from attention_loom.kernels.builders import from_bool
 from attention_loom.kernels.order import by_frame, raster
@@ -187,6 +187,62 @@ def test_a_result_does_not_depend_on_the_order_of_events(machine):
     assert all(torch.equal(outs[0], o) for o in outs[1:])
 
 
+# --- rows of 64 in pairs ------------------------------------------------------------------------------------------------------
+
+PAIRED = {
+    "frames": lambda s: blocks(s, block=64, order="frame"),
+    "tiles, per head": lambda s: blocks(s, block=64, order="tile", groups=2, density=0.3),
+    "an odd row": lambda s: AttentionPlan(blocks=some(s, raster(s.n_q, 64))),
+    "hardly anything": lambda s: blocks(s, block=64, order="frame", density=0.1),
+    "bias and affine": lambda s: blocks(s, AttentionPlan(key_bias=key_bias(s, heads=2), row_affine=affine(s, torch.float16)), block=64, order="tile"),
+}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("name", PAIRED)
+def test_rows_of_64_are_paired(machine, monkeypatch, name, cut):
+    monkeypatch.setattr(lists, "SPLIT_ABOVE", 2 if cut else 256)
+    s = Shape(n_q=520) if name == "an odd row" else VIDEO
+    plan = PAIRED[name](s)
+    q, k, v = tensors(s, torch.float16, "bnhd")
+    for seed in range(2):
+        kernel = machine(seed)
+        got = ours(q, k, v, plan, WAYS[cut], keys=(128, 64)[seed], stages=2 + seed)
+        assert kernel.grids
+        assert_right(got, q, k, v, plan)
+
+
+def test_pairs_hold_what_either_row_reads():
+    s = Shape(n_q=520, heads=3)
+    q = raster(520, 64)
+    plan = some(s, q)
+    made = pairs.pair_rows(plan)
+    assert made is pairs.pair_rows(plan), "kept with the plan"
+    assert made.plan.q.block == 128
+    assert made.plan.q.blocks == 5
+    assert made.plan.q.valid.tolist() == [128, 128, 128, 128, 8]
+    reads, both = plan.kinds() == 2, made.plan.kinds() == 2
+    entries = made.takers.tolist()
+    for g in range(3):
+        for row in range(5):
+            first = reads[g, 2 * row]
+            second = reads[g, 2 * row + 1] if 2 * row + 1 < 9 else torch.zeros(9, dtype=torch.bool)
+            assert torch.equal(both[g, row], first | second)
+            found = [entries.pop(0) for _ in range(int(both[g, row].sum()))]
+            assert found == [int(a) + 2 * int(b) for a, b in zip(first, second, strict=True) if a or b]
+    assert not entries
+
+
+def test_the_orders_of_pairs_hold_the_same_places():
+    for order in (by_frame(520, 64, (3, 10, 16), 40), raster(300, 64), by_frame(180, 64, (2, 6, 13), 4)):
+        plan = pairs.pair_rows(from_bool(torch.ones(order.blocks, order.blocks, dtype=torch.bool), order, order)).plan
+        assert plan.q.blocks == -(-order.blocks // 2)
+        assert torch.equal(plan.q.perm[: order.padded], order.perm)
+        assert int(plan.q.valid.sum()) == int(order.valid.sum()) == order.tokens
+        assert torch.equal(plan.q.perm[plan.q.inverse.long()], torch.arange(order.tokens, dtype=torch.int32))
+        assert plan.k is order
+
+
 # --- that the machine notices ------------------------------------------------------------------------------------------------
 
 LINES = [line.strip() for line in SOURCES[-1].read_text(encoding="utf8").splitlines()]
@@ -204,16 +260,18 @@ def test_every_barrier_is_needed(machine, number):
         lines[number] = lines[number].replace(LINES[number], "pass")
         return "\n".join(lines)
 
-    q, k, v = tensors(Shape(n_q=768, n_k=300, heads=1), torch.float16)
-    want = reference_attend(q.double(), k.double(), v.double(), AttentionPlan())
-    for seed in range(12):
-        machine(seed, without)
-        try:
-            o, _ = ours(q, k, v, AttentionPlan(), WAYS[1])
-        except AssertionError:
-            return
-        if not torch.allclose(o.double(), want, atol=1e-2):
-            return
+    s = Shape(n_q=768, n_k=300, heads=1)
+    q, k, v = tensors(s, torch.float16)
+    for plan in (AttentionPlan(), AttentionPlan(blocks=some(s, raster(768, 64), raster(300, 64)))):
+        want = reference_attend(q.double(), k.double(), v.double(), plan)
+        for seed in range(12):
+            machine(seed, without)
+            try:
+                o, _ = ours(q, k, v, plan, WAYS[1])
+            except AssertionError:
+                return
+            if not torch.allclose(o.double(), want, atol=1e-2):
+                return
     pytest.fail(f"nobody misses {LINES[number]!r}")
 
 
@@ -235,7 +293,10 @@ def other_calls():
     yield "width 40", tensors(Shape(n_q=256, heads=1, width=40), torch.float16), AttentionPlan()
     yield "rows that begin anywhere", (q, flat, v), AttentionPlan()
     yield "one head for all", (q, k, v.expand(-1, -1, -1, -1)[:, :, :1].expand(-1, -1, 256, -1)), AttentionPlan()
-    yield "blocks of 64", (q, k, v), AttentionPlan(blocks=some(Shape(heads=1), raster(256, 64)))
+    yield "blocks of 32", (q, k, v), AttentionPlan(blocks=some(Shape(heads=1), raster(256, 32)))
+    yield "blocks of 64 with a test", (q, k, v), blocks(s, block=64, test=Window(2.6))
+    yield "blocks of 64 with a table", (q, k, v), blocks(s, AttentionPlan(modulation=Modulation(frames=frame_table(s))), block=64)
+    yield "blocks of 64 with a tail", (q, k, v), blocks(s, block=64, tail="row")
     yield "a tail", (q, k, v), blocks(s, block=128, tail="row")
     yield "a segment", (q, k, v), AttentionPlan(extra_kv=(segment(s, q.dtype),))
     yield "a negative scale", (q, k, v), AttentionPlan()
