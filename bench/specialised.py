@@ -42,6 +42,7 @@ TRIED = (
 )
 D128 = Shape("d128", "head width 128", 24, 128, (8, 32, 64))
 TEXT = Shape("d128-text", "head width 128, 256 free tokens", 24, 128, (8, 32, 63), 256)
+SMALL = Shape("d128-64", "head width 128, blocks of 64", 24, 128, (8, 32, 64), block=64)
 D64 = Shape("d64", "head width 64", 24, 64, (8, 32, 64))
 CLIP = decay.Clip(Shape("clip", "a clip of three times the trained length", 24, 128, (24, 26, 26)), 8)
 IMAGE = Shape("image", "2048 x 2048 with text", 24, 128, (1, 128, 128), 512)
@@ -117,6 +118,7 @@ def cases(device: str, dtype: torch.dtype, dry: bool) -> Iterator[tuple[str, lis
     for shape, wanted in (
         (D128, (("dense", 1.0), ("random", 0.25), ("random", 0.1), ("random", 0.05), ("window", 0.1), ("radial", 0.1))),
         (TEXT, (("random", 0.1),)),
+        (SMALL, (("random", 0.25), ("random", 0.1), ("radial", 0.1))),
         (D64, (("dense", 1.0), ("random", 0.1))),
     ):
         q, k, v = inputs.random(shape, dtype, device)

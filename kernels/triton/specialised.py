@@ -50,7 +50,7 @@ def _bring(
 ):  # fmt: skip
     """The warp that has the copy engine fill the rings, as far ahead as they have room, on through the items of a program."""
     k_tiles, v_tiles, k_full, v_full, k_free, v_free = rings
-    items, head_map, bounds, col, takers, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
+    items, head_map, bounds, col, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
     KINDS: gl.constexpr = 3 if RULES else 1
     PER_BLOCK: gl.constexpr = BLOCK_K // BLOCK_N
     brought = 0
@@ -124,7 +124,7 @@ def _weigh(
 
 @gluon.jit
 def _attend(
-    GROUP: gl.constexpr, q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, of_rows, rules, ends,
+    GROUP: gl.constexpr, q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, takers, of_rows, rules, ends,
     D: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, LISTED: gl.constexpr, SPLIT: gl.constexpr,
     FRAMES: gl.constexpr, DISTANCE: gl.constexpr, LABELS: gl.constexpr, ELEMENT: gl.constexpr, INVERTED: gl.constexpr, PAIRED: gl.constexpr,
     Q_ORDERED: gl.constexpr, K_ORDERED: gl.constexpr, EVEN_N: gl.constexpr,
@@ -133,7 +133,7 @@ def _attend(
 ):  # fmt: skip
     """A warp group that multiplies: queries GROUP * GROUP_ROWS to (GROUP + 1) * GROUP_ROWS of each item's tile."""
     k_tiles, v_tiles, k_full, v_full, k_free, v_free = rings
-    items, head_map, bounds, col, takers, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
+    items, head_map, bounds, col, partial_ptr, partial_col, chunk, map_sb, map_sh, n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits = lists
     kbar, head_scale, head_scale_sh, frame_q, pos_q, allow_q, allow_sb, place_q, k_valid = of_rows
     (
         o, lse, perm_q, row_scale, residual, mix_v, mix_mean, mix_amount, mix_rows, part_o, part_lse,
@@ -306,7 +306,7 @@ def specialised_kernel(
 
     rings = (k_tiles, v_tiles, k_full, v_full, k_free, v_free)
     lists = (
-        items, head_map, bounds, col, takers, partial_ptr, partial_col, chunk, map_sb, map_sh,
+        items, head_map, bounds, col, partial_ptr, partial_col, chunk, map_sb, map_sh,
         n_items, heads, group, tiles_q, rows_q, blocks_k, split_from, splits,
     )  # fmt: skip
     of_rows = (kbar, head_scale, head_scale_sh, frame_q, pos_q, allow_q, allow_sb, place_q, k_valid)
@@ -321,12 +321,12 @@ def specialised_kernel(
     gl.warp_specialize(
         [
             (_attend, (
-                gl.constexpr(0), q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, of_rows, rules, ends,
+                gl.constexpr(0), q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, takers, of_rows, rules, ends,
                 D, BLOCK_N, BLOCK_Q, BLOCK_K, STAGES, LISTED, SPLIT, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED, PAIRED,
                 Q_ORDERED, K_ORDERED, EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, BIAS, AFFINE, MIX, MIX_ROWS,
             )),
             (_attend, (
-                gl.constexpr(1), q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, of_rows, rules, ends,
+                gl.constexpr(1), q, q_tiles, q_sb, q_sh, q_sn, n_q, n_k, scale, rings, lists, takers, of_rows, rules, ends,
                 D, BLOCK_N, BLOCK_Q, BLOCK_K, STAGES, LISTED, SPLIT, FRAMES, DISTANCE, LABELS, ELEMENT, INVERTED, PAIRED,
                 Q_ORDERED, K_ORDERED, EVEN_N, POSITIVE_ONLY, CENTER, HEAD_SCALE, BIAS, AFFINE, MIX, MIX_ROWS,
             )),
