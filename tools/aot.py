@@ -121,9 +121,15 @@ def compile_one(arch: str, width: int, item_size: int, feature: str, dtype: str,
     sizes = [name for name in forward_kernel.arg_names if kinds.get(name) == "fp32" or re.search(r"_s[bhn]$|_(group|n)$", name)]
     sizes += ["n_q", "n_k", "heads", "group", "tiles_q", "rows_q", "blocks_k", "unread_bytes", "frames_q", "frames_k", "distances"]
     sizes += ["split_from", "splits", "grid_y", "grid_x", "lo", "hi"]
-    signature: dict[str, Any] = {}
+    signature, attributes = signature_of(forward_kernel.arg_names, constants, kinds, sizes, there)
+    return s, build(forward_kernel, arch, signature, constants, attributes, s.warps, s.stages)
+
+
+def signature_of(names: list[str], constants: dict[str, Any], kinds: dict[str, str], sizes: list[str], there: set[str]) -> tuple[dict[str, str], dict[Any, Any]]:
+    """(type of each argument, what is known of them): ``sizes`` are numbers, tensors not ``there`` become constants None."""
+    signature: dict[str, str] = {}
     attributes: dict[Any, Any] = {}
-    for index, name in enumerate(forward_kernel.arg_names):
+    for index, name in enumerate(names):
         if name in constants:
             signature[name] = "constexpr"
         elif name in sizes:
@@ -135,7 +141,7 @@ def compile_one(arch: str, width: int, item_size: int, feature: str, dtype: str,
         # What a launch would find: allocations aligned to 16 bytes, strides of whole rows divisible by 16.
         if signature[name].startswith("*") or re.fullmatch(r"[qkvo]_s[bhn]", name):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    return s, build(forward_kernel, arch, signature, constants, attributes, s.warps, s.stages)
+    return signature, attributes
 
 
 def compile_pass(arch: str, name: str, dtype: str = "bf16"):

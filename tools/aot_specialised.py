@@ -55,21 +55,10 @@ def compile_one(width: int, keys: int, stages: int, feature: str, dtype: str = "
     kinds |= dict.fromkeys(("k_engine", "v_engine"), f"tensordesc<{dtype}[{', '.join(map(str, box))}],{layout!r}>")
     there = {"q", "k_engine", "v_engine", "o", "lse", "mix_v", *aot.FEATURES[known_as][0], *(["takers"] if paired else [])}
     there |= {"part_o", "part_lse", "chunk"} if numbers.splits > 1 else set()
-    signature: dict[str, str] = {}
-    attributes = {}
-    given = {}
-    for index, name in enumerate(specialised_kernel.arg_names):
-        if name in constants:
-            signature[name], given[name] = "constexpr", constants[name]
-        elif kinds.get(name) == "fp32" or re.search(r"_s[bhn]$", name) or name in SIZES:
-            signature[name] = kinds.get(name, "i32")
-        elif name in there:
-            signature[name] = kinds.get(name, "*i32")
-        else:
-            signature[name], given[name] = "constexpr", None
-        # What a launch would find: allocations aligned to 16 bytes, strides of whole rows divisible by 16.
-        if signature[name].startswith("*") or re.fullmatch(r"[qo]_s[bhn]", name):
-            attributes[(index,)] = [["tt.divisibility", 16]]
+    names = specialised_kernel.arg_names
+    given = {name: x for name, x in constants.items() if name in names}
+    sizes = [name for name in names if kinds.get(name) == "fp32" or re.search(r"_s[bhn]$", name) or name in SIZES]
+    signature, attributes = aot.signature_of(names, given, kinds, sizes, there)
     source = GluonASTSource(specialised_kernel, signature, given, attributes)
     return triton.compile(source, target=GPUTarget("cuda", int(ARCH.removeprefix("sm_")), 32), options={"num_warps": 4})
 
