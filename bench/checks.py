@@ -18,7 +18,9 @@ from ..kernels.blocks import BlockPlan
 from ..kernels.builders import from_bool
 from ..kernels.order import by_frame, raster
 from ..kernels.plan import AttentionPlan
+from ..kernels.quant import has_e4m3
 from ..kernels.reference import reference_attend
+from ..kernels.triton.launch import architecture
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ ALLOWED = {
     torch.float16: Allowed(8e-4, 5e-3, 1e-3, 3e-3),
     torch.float32: Allowed(2e-6, 2e-5, 1e-5, 1e-5),
 }
-INT8 = Allowed(2e-2, math.inf, 2e-2, math.inf)
+EIGHT_BIT = {"int8_qk": Allowed(2e-2, math.inf, 2e-2, math.inf), "int8_qk_fp8_pv": Allowed(4e-2, math.inf, 2e-2, math.inf)}
+COSINE = {"int8_qk": 3e-4, "int8_qk_fp8_pv": 1e-3}
+"""Most that the cosine to the exact output may miss to 1."""
 TIMES_SDPA = 2.0
 """Most error over that of torch's own attention on the same inputs."""
 
@@ -76,9 +80,12 @@ def all_checks(size: Size, device: str) -> Iterator[tuple[str, Callable[[], Iter
         for width in size.widths:
             kind = f"{str(dtype).removeprefix('torch.')} d{width}"
             yield f"numerics {kind}", lambda dtype=dtype, width=width: numerics(size, device, dtype, width)  # type: ignore[misc]
-    for dtype in size.dtypes:
-        if dtype != torch.float32:
-            yield f"int8_qk {str(dtype).removeprefix('torch.')}", lambda dtype=dtype: int8(size, device, dtype)  # type: ignore[misc]
+    for quant in EIGHT_BIT:
+        if quant == "int8_qk_fp8_pv" and not has_e4m3(architecture(torch.device(device))):
+            continue
+        for dtype in size.dtypes:
+            if dtype != torch.float32:
+                yield f"{quant} {str(dtype).removeprefix('torch.')}", lambda dtype=dtype, quant=quant: eight_bit(size, device, dtype, quant)  # type: ignore[misc]
     yield "batch layouts", lambda: layouts(size, device)
     yield "no NaN from what is not read", lambda: fuzz(size, device)
     yield "values", lambda: values(size, device)
@@ -135,18 +142,20 @@ def numerics(size: Size, device: str, dtype: torch.dtype, width: int) -> Iterato
             yield Finding(f"{name}: error over torch's own", _relative(o, want) / max(_relative(stock, want), 1e-12), TIMES_SDPA)
 
 
-def int8(size: Size, device: str, dtype: torch.dtype) -> Iterator[Finding]:
-    """The opt-in int8 path, on plain and on peaked logits."""
+def eight_bit(size: Size, device: str, dtype: torch.dtype, quant: str) -> Iterator[Finding]:
+    """An opt-in eight-bit path, on plain and on peaked logits."""
+    allowed = EIGHT_BIT[quant]
     for width in (w for w in size.widths if w in (64, 128)):
         for name, plan in plans(size, device).items():
             q, k, v = tensors(size, device, dtype, width)
-            o, lse = ours(q, k, v, plan, "int8_qk")
+            o, lse = ours(q, k, v, plan, quant)
             want, want_lse = reference_attend(q, k, v, AttentionPlan(blocks=plan), return_lse=True)
-            yield Finding(f"d{width} {name}: output", _relative(o, want), INT8.output)
-            yield Finding(f"d{width} {name}: 1 - cosine", 1 - float(torch.cosine_similarity(o.double().flatten(), want.flatten(), 0)), 3e-4)
-            yield Finding(f"d{width} {name}: log-sum-exp", float((lse.double() - want_lse).abs().max()), INT8.lse)
-        o, _ = ours(q * 3, k * 3, v, None, "int8_qk")
-        yield Finding(f"d{width} peaked: output", _relative(o, reference_attend(q * 3, k * 3, v, AttentionPlan())), 6e-2)  # type: ignore[arg-type]
+            yield Finding(f"d{width} {name}: output", _relative(o, want), allowed.output)
+            yield Finding(f"d{width} {name}: 1 - cosine", 1 - float(torch.cosine_similarity(o.double().flatten(), want.flatten(), 0)), COSINE[quant])
+            yield Finding(f"d{width} {name}: log-sum-exp", float((lse.double() - want_lse).abs().max()), allowed.lse)
+        if quant == "int8_qk":
+            o, _ = ours(q * 3, k * 3, v, None, quant)
+            yield Finding(f"d{width} peaked: output", _relative(o, reference_attend(q * 3, k * 3, v, AttentionPlan())), 6e-2)  # type: ignore[arg-type]
 
 
 def layouts(size: Size, device: str) -> Iterator[Finding]:

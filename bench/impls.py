@@ -134,7 +134,7 @@ def _ours(*, rebuild: bool = False, tail: Tail = "off", quant: str = "none", bac
         plan = everything(case.shape, str(case.q.device)) if mask is None else mask.plan
         plan = plan if tail == "off" else replace(plan, tail=tail)
         if quant != "none" and case.shape.width not in (64, 128):
-            raise Unfit(f"int8_qk takes head width 64 or 128, this is {case.shape.width}")
+            raise Unfit(f"{quant} takes head width 64 or 128, this is {case.shape.width}")
 
         def call() -> Tensor:
             blocks = mask.rebuilt() if rebuild and mask is not None else plan
@@ -156,6 +156,7 @@ def our_impls() -> list[Impl]:
         Impl("loom, tail row", _ours(tail="row"), ours=True, same_mask=False),
         Impl("loom, tail centroid", _ours(tail="centroid"), ours=True, same_mask=False),
         Impl("loom, int8_qk", _ours(quant="int8_qk"), ours=True),
+        Impl("loom, int8_qk_fp8_pv", _ours(quant="int8_qk_fp8_pv"), ours=True),
         Impl("loom, specialised", _ours(rebuild=True, settings=SPECIALISED), _no_roles, ours=True),
     ]
 

@@ -156,7 +156,7 @@ def _in_parallel() -> list[str]:
 def kernel_benchmark(s: Session) -> None:
     """Ours, dense and FlexAttention at the densities of the goals, forward and, at 10 %, backward."""
     named = {shape.name: shape for shape in SHAPES}
-    sparse = tuple(i for i in (*_ours(s), *rivals()) if i.name in ("loom", "loom, plan reused", "loom, int8_qk", ROLES, "flex"))
+    sparse = tuple(i for i in (*_ours(s), *rivals()) if i.name in ("loom", "loom, plan reused", "loom, int8_qk", "loom, int8_qk_fp8_pv", ROLES, "flex"))
     run = kernels.Run(
         s.results, None if s.dry else SHORT, s.device, s.dtype, TINY[:1] if s.dry else tuple(named[n] for n in GOAL_SHAPES), ("random",),
         (0.25,) if s.dry else (0.25, 0.1, 0.05, 0.5), sparse=sparse[:1] if s.dry else sparse, whole=_ours(s, our_dense()), until=s.until, backward=frozenset({("random", 0.1)}),

@@ -14,7 +14,7 @@ from .backends import Backend, BackendUnavailable, Call, backends
 from .check import check_call
 from .debug import FoundInDebugMode, check_plan, check_values, debugging
 from .plan import AttentionPlan
-from .quant import INT8_QK
+from .quant import QUANTISED
 from .stages import run_stages
 
 
@@ -38,7 +38,7 @@ def attend(
     backend: str = "auto",
     dense: Callable[..., Tensor] | None = None,
     trace: Trace | None = None,
-    quant: Literal["none", "int8_qk"] = "none",
+    quant: Literal["none", "int8_qk", "int8_qk_fp8_pv"] = "none",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of ``q [B,H,Nq,D]`` over ``k, v [B,Hk,Nk,D]`` (Hk divides H) as ``plan`` asks.
 
@@ -46,8 +46,9 @@ def attend(
     has a ``mask`` parameter and one is needed, ``dense(q, k, v, mask=additive [B|1,H|1,1,Nk])``; it scales by ``D**-0.5`` and
     returns [B,H,Nq,D]. backend: "auto" or a name from :func:`kernels.backends.backends`.
     Returns o ``[B,H,Nq,D]`` in q's dtype and memory layout and, with ``return_lse``, the natural log-sum-exp fp32 [B,H,Nq].
-    The caller's tensors are never written to. quant: "int8_qk" forms the logits from eight-bit q and k where that fits
-    (``kernels/quant.py``) and says in ``trace.declined`` where it does not; it is never chosen unasked.
+    The caller's tensors are never written to. quant: "int8_qk" forms the logits from eight-bit q and k, "int8_qk_fp8_pv" also
+    the sums from eight-bit weights and values, where that fits (``kernels/quant.py``); ``trace.declined`` says where it does not.
+    Neither is ever chosen unasked.
 
     Raises ValueError where shapes do not fit, and :class:`BackendUnavailable` where a backend chosen by name cannot run.
 
@@ -62,8 +63,8 @@ def attend(
     if plan.probes and trace is None:
         raise ValueError("plan.probes has nowhere to go: pass trace=Trace() to receive it")
     trace = Trace() if trace is None else trace
-    if quant not in ("none", "int8_qk"):
-        raise ValueError(f"quant is {quant!r}; expected 'none' or 'int8_qk'")
+    if quant != "none" and quant not in QUANTISED:
+        raise ValueError(f"quant is {quant!r}; expected 'none', {', '.join(map(repr, QUANTISED))}")
     if plan.empty and quant == "none" and dense is not None and backend in ("auto", "host") and not return_lse and scale in (None, q.shape[-1] ** -0.5):
         trace.backend = "host"
         return dense(q, k, v)
@@ -79,7 +80,7 @@ def _run_explicit(call: Call, name: str, trace: Trace, quant: str) -> Tensor | t
     if quant != "none" and name != "triton" and name in known:
         raise BackendUnavailable(f"the attention backend {name!r} does not quantise; choose auto or triton with quant={quant!r}")
     if quant != "none":
-        known["triton"] = INT8_QK
+        known["triton"] = QUANTISED[quant]
     if name not in known:
         raise BackendUnavailable(f"there is no attention backend {name!r}; choose auto, {', '.join(known)}")
     reason = known[name].refuse(call)
@@ -89,7 +90,7 @@ def _run_explicit(call: Call, name: str, trace: Trace, quant: str) -> Tensor | t
 
 
 def _run_auto(call: Call, trace: Trace, quant: str) -> Tensor | tuple[Tensor, Tensor]:
-    for b in backends() if quant == "none" else [INT8_QK, *backends()]:
+    for b in backends() if quant == "none" else [QUANTISED[quant], *backends()]:
         reason = b.refuse(call) or _known_failure(b, call)
         if reason is None and not b.may_fail:
             return _execute(b, call, trace, careful=False)

@@ -1,8 +1,11 @@
-"""Eight-bit queries and keys: the arithmetic of the opt-in ``int8_qk`` path in plain torch, and when it may run.
+"""Eight-bit attention: the arithmetic of the opt-in paths ``int8_qk`` and ``int8_qk_fp8_pv`` in plain torch, and when they may run.
 
 Symmetric int8 with one fp32 scale per tile of at most 128 queries or 64 keys. The mean key of a head is taken out first: it
 shifts all logits of a row alike, which no softmax sees and the log-sum-exp gets back. Source: SageAttention
 (arXiv 2410.02367), sections 4.2 and 4.3; ``specs``: sparse backend §10.
+
+``int8_qk_fp8_pv`` takes weights and values to e4m3, eight-bit floats with four significant bits: the weights of a row relative to its
+largest and times 448, the values with one scale per channel. Source: SageAttention2 (arXiv 2411.10958), sections 3.3 and 3.4.
 
 The gate has two halves. What is known before a call (head width, type, gradient) is refused with a sentence. What only the
 values tell, logits so large that a rounding step of q or k moves the softmax, is decided per head on the device: such a head
@@ -27,6 +30,8 @@ WIDTHS = (64, 128)
 MOST_LOGIT = 60.0
 """Heads with a larger estimate of the largest |logit| are not quantised."""
 LEAST_SCALE = 1e-7
+MOST_E4M3 = 448.0
+"""The largest e4m3 number."""
 LONGEST = 32
 """Tiles per side whose longest vector enters the estimate of the largest logit."""
 
@@ -64,6 +69,22 @@ def quantise(x: Tensor, order: TokenOrder, rows: int, mean: Tensor | None = None
     return Quantised(values, scale, placed.norm(dim=-1), rows)
 
 
+def value_scale(v: Tensor) -> Tensor:
+    """fp32 [B,Hk,D]: scale of each channel of v [B,Hk,N,D]. All tokens count, whatever a plan reads."""
+    return v.abs().amax(2).float() / MOST_E4M3 + LEAST_SCALE
+
+
+def quantise_values(v: Tensor) -> Tensor:
+    """fp32 [B,Hk,N,D]: v as the kernel computes with it, e4m3 times :func:`value_scale`."""
+    scale = value_scale(v)[:, :, None]
+    return (v.float() / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def quantise_weights(weights: Tensor) -> Tensor:
+    """fp32: weights [.., N], each row over its largest, as e4m3."""
+    return (weights.float() * MOST_E4M3).to(torch.float8_e4m3fn).float() / MOST_E4M3
+
+
 def largest_logit(q: Quantised, k: Quantised, scale: float) -> Tensor:
     """fp32 [B,H]: an estimate from below of each head's largest |logit| less the row's mean.
 
@@ -85,15 +106,20 @@ def _longest(x: Quantised) -> Tensor:
     return vectors.float() * x.scale.gather(-1, tile)[..., None]
 
 
-def refusal(width: int, dtype: torch.dtype, needs_grad: bool) -> str | None:
+def refusal(width: int, dtype: torch.dtype, needs_grad: bool, name: str = "int8_qk") -> str | None:
     """Why a call of this kind is not quantised, as a sentence; None if it may be."""
     if width not in WIDTHS:
-        return f"int8_qk takes head width {WIDTHS[0]} or {WIDTHS[1]}, this is {width}"
+        return f"{name} takes head width {WIDTHS[0]} or {WIDTHS[1]}, this is {width}"
     if dtype not in (torch.float16, torch.bfloat16):
-        return f"int8_qk takes fp16 and bf16 values, these are {dtype}"
+        return f"{name} takes fp16 and bf16 values, these are {dtype}"
     if needs_grad:
-        return "int8_qk has no gradient and one is needed"
+        return f"{name} has no gradient and one is needed"
     return None
+
+
+def has_e4m3(arch: str) -> bool:
+    """Whether the matrix units of ``arch`` multiply e4m3: NVIDIA's from 8.9 on. The interpreter stands in for them."""
+    return arch == "interpreted" or (arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 89)
 
 
 def _available(call: Call) -> str | None:
@@ -101,19 +127,34 @@ def _available(call: Call) -> str | None:
     return reason or next(b for b in backends() if b.name == "triton").available(call)
 
 
+def _available_fp8(call: Call) -> str | None:
+    reason = refusal(call.q.shape[-1], call.q.dtype, call.needs_grad, "int8_qk_fp8_pv") or _available(call)
+    if reason:
+        return reason
+    from .triton.launch import architecture
+
+    arch = architecture(call.q.device)
+    return None if has_e4m3(arch) else f"int8_qk_fp8_pv needs matrix units for e4m3, compute capability 8.9 or later; this is {arch}: int8_qk runs there"
+
+
 def _run(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
+    return _run_with(call, q, k, v, plan, careful, values8=False)
+
+
+def _run_fp8(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, lse: bool, careful: bool) -> tuple[Tensor, Tensor]:
+    return _run_with(call, q, k, v, plan, careful, values8=True)
+
+
+def _run_with(call: Call, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, careful: bool, *, values8: bool) -> tuple[Tensor, Tensor]:
     from .triton.int8_op import run
 
-    o, o_lse, _ = run(q, k, v, plan, call.scale, tokens_first=call.tokens_first, careful=careful)
+    o, o_lse, _ = run(q, k, v, plan, call.scale, tokens_first=call.tokens_first, careful=careful, values8=values8)
     return o, o_lse
 
 
-INT8_QK = Backend(
-    "int8_qk",
-    0,
-    Limits(features=AROUND | WITH_LSE | {"key_bias", "blocks"}, devices=frozenset({"cuda", "cpu"})),
-    _run,
-    _available,
-    may_fail=True,
-)
-"""Not in the registry: only ``attend(..., quant="int8_qk")`` runs it."""
+LIMITS = Limits(features=AROUND | WITH_LSE | {"key_bias", "blocks"}, devices=frozenset({"cuda", "cpu"}))
+QUANTISED = {
+    "int8_qk": Backend("int8_qk", 0, LIMITS, _run, _available, may_fail=True),
+    "int8_qk_fp8_pv": Backend("int8_qk_fp8_pv", 0, LIMITS, _run_fp8, _available_fp8, may_fail=True),
+}
+"""Not in the registry: only ``attend(..., quant=...)`` of the same name runs them."""

@@ -107,7 +107,8 @@ def rows() -> Iterator[Row]:
     for kernel in ("dq", "dkdv"):
         for feature in ("blocks", "frames"):
             yield from _backward(kernel, feature)
-    yield from _int8()
+    yield from _int8(False)
+    yield from _int8(True)
 
 
 def _variants() -> list[dict[str, Any]]:
@@ -155,12 +156,12 @@ def _backward(kernel: str, feature: str) -> Iterator[Row]:
         yield _row(kernel, feature if n == 0 else f"{feature}: looks at pairs", 128, label, warps, compiled, loop, pairs, 3 if kernel == "dq" else 4)
 
 
-def _int8() -> Iterator[Row]:
+def _int8(values8: bool) -> Iterator[Row]:
     import aot_int8
 
-    s, compiled = aot_int8.compile_one(ARCH, 128, 128, "plain", "bf16")
+    s, compiled = aot_int8.compile_one(ARCH, 128, 128, "plain", "bf16", values8)
     label = f"{s.block_m}x{s.block_n}, {s.warps} warps, {s.stages} stages"
-    yield _row("int8_qk", "plain", 128, label, s.warps, compiled, _loops(compiled)[0], (s.block_m, s.block_n), 2)
+    yield _row("int8_qk_fp8_pv" if values8 else "int8_qk", "plain", 128, label, s.warps, compiled, _loops(compiled)[0], (s.block_m, s.block_n), 2)
 
 
 def _loops(compiled: Any) -> list[sass.Loop]:

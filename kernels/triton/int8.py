@@ -1,7 +1,8 @@
-"""Device code of the ``int8_qk`` path: quantise a side into place order, then attend with int8 products of q and k.
+"""Device code of the eight-bit paths: quantise a side into place order, then attend with int8 products of q and k.
 
-Source: SageAttention (arXiv 2410.02367), algorithm 1; the online softmax is FlashAttention-2's (Dao 2023). The arithmetic is
-written out in plain torch in ``kernels/quant.py``.
+With ``int8_qk_fp8_pv`` weights and values are eight-bit floats as well. Sources: SageAttention (arXiv 2410.02367), algorithm 1, and
+SageAttention2 (arXiv 2411.10958), sections 3.3 and 3.4, for the values; the online softmax is FlashAttention-2's (Dao 2023). The
+arithmetic is written out in plain torch in ``kernels/quant.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .logit_math import online_softmax
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+MOST_E4M3 = tl.constexpr(448.0)
 
 
 @triton.jit
@@ -52,9 +54,44 @@ def quantise_kernel(
 
 
 @triton.jit
+def rounded_to_e4m3(x):
+    """fp32 x of at most 448 as the nearest number of the type e4m3, halves to even: for the interpreter, whose casts are wrong."""
+    exponent = tl.floor(tl.math.log2(tl.maximum(tl.abs(x), 0.015625)))  # 2^-6: below it numbers are equally spaced
+    step = tl.math.exp2(exponent - 3)
+    return (x / step + 12582912.0 - 12582912.0) * step
+
+
+@triton.jit
+def quantise_values_kernel(
+    x, perm, scales, values,
+    x_sb, x_sh, x_sn,
+    heads, places, tiles,
+    D: tl.constexpr, ROWS: tl.constexpr, EMULATED: tl.constexpr,
+):  # fmt: skip
+    """One program per (batch element, head, tile of ROWS places): x over ``scales fp32 [B,H,D]`` as e4m3, ``values [B,H,D,places]``.
+
+    Places come last: matrix units take eight-bit values along the keys. EMULATED: the same numbers in fp32.
+    """
+    program = tl.program_id(0)
+    tile = program % tiles
+    b = (program // tiles // heads).to(tl.int64)
+    h = (program // tiles % heads).to(tl.int64)
+    place = tile * ROWS + tl.arange(0, ROWS)
+    token = tl.load(perm + place)
+    dims = tl.arange(0, D)
+    row = x + b * x_sb + h * x_sh + token.to(tl.int64)[:, None] * x_sn
+    v = tl.load(row + dims[None, :], mask=(token >= 0)[:, None], other=0.0).to(tl.float32)
+    v = v / tl.load(scales + (b * heads + h) * D + dims)[None, :]
+    if EMULATED:
+        v = rounded_to_e4m3(v)
+    to = values + ((b * heads + h) * D + dims)[None, :] * places + place[:, None]
+    tl.store(to, v.to(values.dtype.element_ty))
+
+
+@triton.jit
 def int8_forward_kernel(
     q, k, v, o, lse,
-    q8, k8, q_scale, k_scale, shift, hot,
+    q8, k8, q_scale, k_scale, shift, hot, v8, v_scale,
     key_bias, perm_q, perm_k, valid_k,
     ptr, col, partial_ptr, partial_col, head_map, pos_q, pos_k, bit_words, bit_ids,
     q_sb, q_sh, q_sn,
@@ -67,13 +104,16 @@ def int8_forward_kernel(
     scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUB_M: tl.constexpr, SUB_N: tl.constexpr,
     LISTED: tl.constexpr, ELEMENT: tl.constexpr, INVERTED: tl.constexpr, BIAS: tl.constexpr, UPCAST: tl.constexpr,
+    FP8: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """One program per (batch element, head, BLOCK_M query places): reads the key blocks its row of the lists names.
 
     q, k, v, o in token order by strides; q8 [B,H,rows_q,D] and k8 [B,Hk,rows_k,D] in place order, with one scale per BLOCK_M
     and per BLOCK_N places. key_bias fp32 [.., rows_k] in place order. A block holds SUB_M or SUB_N tiles. ELEMENT: test of
     the partial list's pairs (``element_masks.py``), 0 without one. Heads marked in ``hot [B,H]`` are computed from q and k
-    themselves; the passes of the loop below share all but the product and the test, and those not meant have no steps.
+    themselves; the passes of the loop below share all but the product and the test, and those not meant have no steps. FP8: weights
+    times 448 as e4m3 with ``v8 [B,Hk,D,rows_k]`` and its ``v_scale fp32 [B,Hk,D]``, added up in fp32 tile by tile. EMULATED: the same
+    numbers in fp32.
     """
     program = tl.program_id(0)
     tiles_q = blocks_q * SUB_M
@@ -150,14 +190,26 @@ def int8_forward_kernel(
                 hit = admitted_by_position(at_q, at_k, grid_y, grid_x, radius2, frame_scale, lo, hi, ELEMENT, INVERTED)
                 s = tl.where(hit, s, float("-inf"))
             s = tl.where(live[None, :], s, float("-inf"))
-            v_tile = tl.load(v + b * v_sb + hk * v_sh + token_k[:, None] * v_sn + dims[None, :], mask=live[:, None], other=0.0)
-            if UPCAST:
-                v_tile = v_tile.to(tl.float32)
-            p, m, total, acc = online_softmax(s, m, total, acc)
-            acc += tl.dot(p.to(v_tile.dtype), v_tile)
+            if FP8 and PASS % 2 == 0:
+                v_tile = tl.load(v8 + ((b * kv_heads + hk) * D + dims)[None, :] * rows_k + place_k[:, None])
+                p, m, total, acc = online_softmax(s, m, total, acc)
+                if EMULATED:
+                    acc += tl.dot(rounded_to_e4m3(p * MOST_E4M3), v_tile)
+                else:
+                    # Matrix units add eight-bit products with few bits: their sums go to fp32 after each tile.
+                    acc = tl.dot((p * MOST_E4M3).to(tl.float8e4nv), v_tile, acc, max_num_imprecise_acc=BLOCK_N)
+            else:
+                v_tile = tl.load(v + b * v_sb + hk * v_sh + token_k[:, None] * v_sn + dims[None, :], mask=live[:, None], other=0.0)
+                if UPCAST:
+                    v_tile = v_tile.to(tl.float32)
+                p, m, total, acc = online_softmax(s, m, total, acc)
+                acc += tl.dot(p.to(v_tile.dtype), v_tile)
 
     seen = total > 0
     divisor = tl.where(seen, total, 1.0)
+    if FP8:
+        unit = tl.load(v_scale + (b * kv_heads + hk) * D + dims) / MOST_E4M3
+        acc *= tl.where(is_hot != 0, 1.0, unit)[None, :]
     o_rows = o + b * o_sb + h * o_sh + token_q.to(tl.int64)[:, None] * o_sn
     tl.store(o_rows + dims[None, :], (acc / divisor[:, None]).to(o.dtype.element_ty), mask=live_row[:, None])
     # What the mean key adds to every logit of the row was left out of the int8 products: merging with other keys needs it.

@@ -1,4 +1,4 @@
-"""The ``int8_qk`` path as a PyTorch operator: both passes, their settings and their launches."""
+"""The eight-bit paths as a PyTorch operator: their passes, settings and launches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..blocks import BlockPlan, TokenOrder
 from ..logits import mean_key
 from ..order import raster
 from ..plan import AttentionPlan
-from ..quant import KEY_ROWS, MOST_LOGIT, QUERY_ROWS, Quantised, largest_logit
+from ..quant import KEY_ROWS, MOST_LOGIT, QUERY_ROWS, Quantised, largest_logit, value_scale
 from .arguments import element_arguments
 from .launch import architecture, interpreted, on_device, out_like
 from .settings import Settings
@@ -52,12 +52,13 @@ def int8_forward(
     test: list[float],
     tokens_first: bool,
     settings: list[int],
+    values8: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(o [B,H,Nq,D], lse fp32 [B,H,Nq], hot bool [B,H]) of q, k, v with D 64 or 128.
 
     order_q, order_k: [perm, valid] of the token orders; lists: [ptr, col, head_map] or none for dense. partial: [ptr, col] and
     [words, ids] or the [positions] of both sides, as ``test`` asks: (kind, inverted, grid_y, grid_x, lo, hi, radius squared,
-    frame scale), or none. key_bias fp32 [B|1,H|1,Nk]. hot: heads whose logits are too large for int8, computed from the values themselves.
+    frame scale), or none. key_bias fp32 [B|1,H|1,Nk]. hot: heads whose logits are too large for int8, computed from the values themselves. values8: ``int8_qk_fp8_pv``.
     """
     from .int8 import int8_forward_kernel
 
@@ -70,6 +71,7 @@ def int8_forward(
     with on_device(q):
         q_int, shift = _quantise(q, perm_q, s.block_m, mean, scale, keys=False)
         k_int, _ = _quantise(k, perm_k, s.block_n, mean, scale, keys=True)
+        v_e4m3, v_scale = _quantise_values(v, perm_k, s.block_n) if values8 else (None, None)
         hot = largest_logit(q_int, k_int, scale) > MOST_LOGIT
         if key_bias is not None:
             # One more axis of places: dead ones repeat token 0 and are dropped by their count.
@@ -86,7 +88,7 @@ def int8_forward(
         pos_q, pos_k = (None, None) if element == BITS else of_test
         int8_forward_kernel[(tiles * batch * heads,)](
             q, k, v, o, lse,
-            q_int.values, k_int.values, q_int.scale, k_int.scale, shift, hot.to(torch.int32),
+            q_int.values, k_int.values, q_int.scale, k_int.scale, shift, hot.to(torch.int32), v_e4m3, v_scale,
             key_bias, perm_q, perm_k, valid_k,
             ptr, col, partial_ptr, partial_col, head_map, pos_q, pos_k, words, ids,
             q.stride(0), q.stride(1), q.stride(2),
@@ -99,18 +101,19 @@ def int8_forward(
             scale,
             D=width, BLOCK_M=s.block_m, BLOCK_N=s.block_n, SUB_M=tiles // blocks_q, SUB_N=perm_k.shape[0] // s.block_n // blocks_k,
             LISTED=bool(lists), ELEMENT=element, INVERTED=bool(inverted), BIAS=key_bias is not None, UPCAST=interpreted() and q.dtype == torch.bfloat16,
+            FP8=values8, EMULATED=interpreted(),
             num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     return o, lse, hot
 
 
 @int8_forward.register_fake
-def _shapes(q, k, v, scale, key_bias, order_q, order_k, lists, partial, test, tokens_first, settings):
+def _shapes(q, k, v, scale, key_bias, order_q, order_k, lists, partial, test, tokens_first, settings, values8):
     return out_like(q, tokens_first), q.new_empty(q.shape[:3], dtype=torch.float32), q.new_empty(q.shape[:2], dtype=torch.bool)
 
 
 def _no_backward(ctx, *grads):
-    raise NotImplementedError("int8_qk attention has no backward: call attend without quant where a gradient is needed")
+    raise NotImplementedError("eight-bit attention has no backward: call attend without quant where a gradient is needed")
 
 
 int8_forward.register_autograd(_no_backward)
@@ -136,6 +139,21 @@ def _quantise(x: Tensor, perm: Tensor, rows: int, mean: Tensor, scale: float, *,
     return Quantised(values, scales, norm, rows), shift
 
 
+def _quantise_values(v: Tensor, perm: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """(e4m3 [B,Hk,D,places], fp32 in the interpreter; scale fp32 [B,Hk,D]), see :func:`kernels.quant.quantise_values`."""
+    from .int8 import quantise_values_kernel
+
+    batch, heads, _, width = v.shape
+    places = perm.shape[0]
+    scale = value_scale(v).contiguous()
+    values = torch.empty(batch, heads, width, places, dtype=torch.float32 if interpreted() else torch.float8_e4m3fn, device=v.device)
+    quantise_values_kernel[(places // rows * batch * heads,)](
+        v, perm, scale, values, v.stride(0), v.stride(1), v.stride(2), heads, places, places // rows, D=width, ROWS=rows, EMULATED=interpreted(),
+        num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return values, scale
+
+
 def _leading(x: Tensor | None) -> tuple[int, int]:
     """Strides of the first two axes, 0 where they are broadcast or absent."""
     if x is None:
@@ -147,8 +165,8 @@ def _order(order: TokenOrder) -> list[Tensor]:
     return [order.perm, order.valid]
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, tokens_first: bool, careful: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """(o, lse, hot) of the logit parts ``blocks`` and ``key_bias`` of ``plan``."""
+def run(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, tokens_first: bool, careful: bool = False, values8: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(o, lse, hot) of the logit parts ``blocks`` and ``key_bias`` of ``plan``. values8: with eight-bit weights and values."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     blocks = plan.blocks
     if blocks is None:
@@ -162,7 +180,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, *, t
     bias = None if plan.key_bias is None else plan.key_bias.float()
     partial, test = ([], []) if blocks is None else _element_test(blocks)
     return int8_forward(
-        q, k, v, float(scale), bias, _order(sides[0]), _order(sides[1]), lists, partial, test, tokens_first, [s.block_m, s.block_n, s.warps, s.stages]
+        q, k, v, float(scale), bias, _order(sides[0]), _order(sides[1]), lists, partial, test, tokens_first, [s.block_m, s.block_n, s.warps, s.stages], values8
     )  # fmt: skip
 
 
