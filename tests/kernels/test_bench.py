@@ -41,6 +41,7 @@ def test_document_has_the_promised_fields(dry):
     assert len(dry["details"]) == len(dry["rows"])
 
 
+@pytest.mark.interpreter
 def test_dry_rows_have_errors_and_no_times(dry):
     timed = {"ms", "dense_ms", "speedup", "tflops", "efficiency", "peak_mb"}
     assert all(row[name] is None for row in dry["rows"] for name in timed)
@@ -74,6 +75,7 @@ def small_run(tmp_path, *impls, **more) -> kernels.Run:
     return dataclasses.replace(run, **more)
 
 
+@pytest.mark.interpreter
 def test_a_rival_that_fails_costs_its_row_only(tmp_path):
     def broken(case: Case):
         raise RuntimeError("no kernel image\nfor this device")
@@ -89,6 +91,7 @@ def test_a_rival_that_fails_costs_its_row_only(tmp_path):
     assert kept["absent"]["unfit: tiny-image random 0.5"] == "it takes squares only"
 
 
+@pytest.mark.interpreter
 def test_rows_survive_a_run_that_is_stopped(tmp_path):
     def stop(case: Case):
         raise KeyboardInterrupt
@@ -216,6 +219,7 @@ def test_table_and_page(dry, tmp_path, monkeypatch):
     assert report.BEGIN in report.PAGE.read_text()
 
 
+@pytest.mark.interpreter
 def test_plot(dry, tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="nothing was timed"):
@@ -227,6 +231,7 @@ def test_plot(dry, tmp_path):
 # --- checks ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.interpreter
 def test_checks_hold_and_notice_what_is_broken(monkeypatch):
     size = dataclasses.replace(checks.TINY, tokens=64)
     found = {name: list(check()) for name, check in checks.all_checks(size, "cpu") if not name.startswith("numerics")}

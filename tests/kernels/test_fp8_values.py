@@ -33,7 +33,7 @@ def by_tiles(q, k, v, plan: AttentionPlan, rows: int = 128, keys: int = 64):
     if blocks is not None:
         read = (blocks.kinds() == 2).repeat_interleave(sides[0].block, 1)[:, : q.shape[2]].repeat_interleave(sides[1].block, 2)[..., : k.shape[2]]
         s = s.masked_fill(~read[blocks.head_map.long().expand(q.shape[:2])], -torch.inf)
-    m = torch.full(s.shape[:3], -torch.inf, dtype=torch.float64)
+    m = torch.full(s.shape[:3], -torch.inf, dtype=torch.float64, device=s.device)
     total, acc = torch.zeros_like(m), torch.zeros_like(q8)
     for first in range(0, k.shape[2], keys):
         tile = s[..., first : first + keys]
@@ -81,7 +81,8 @@ def test_values_become_the_nearest_numbers_in_place_order():
     values, scale = int8_op._quantise_values(v, order.perm, 32)
     assert torch.equal(scale, value_scale(v))
     back = (values.float() * scale[..., None]).transpose(-1, -2)
-    assert torch.equal(back.index_select(2, order.inverse.long()), quantise_values(v))
+    other = back.index_select(2, order.inverse.long()) != quantise_values(v)
+    assert float(other.float().mean()) <= (0 if DEVICE == "cpu" else 1e-3), "a GPU's quotient may fall on the other side of an edge"
     assert not back[:, :, order.perm < 0].any()
     assert float((values.float().abs().amax(-1)[..., :3]).min()) > MOST_E4M3 * 0.999, "each channel uses the whole range"
 

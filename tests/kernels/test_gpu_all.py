@@ -24,6 +24,7 @@ def kept(folder) -> dict:
 # --- the command ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.interpreter
 def test_a_rehearsal_runs_the_kernel_stages_and_keeps_their_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checks, "TINY", checks.Size(64, 1, 32, (32,), (torch.float16,)))
     wanted = ["specialised", "overhead", "decay", "settings", "kernels"]
@@ -261,6 +262,7 @@ def test_a_kernel_that_is_not_sound_is_left_out_elsewhere(tmp_path):
         assert not specialised.sound(found)
 
 
+@pytest.mark.interpreter
 def test_the_checks_of_the_kernel_notice_that_another_one_ran():
     """As here, where nothing has Hopper's instruction and the settings fall back."""
     whole = checks.Size(64, 1, 64, (64,), (torch.float16,))

@@ -203,6 +203,7 @@ def test_synthetic_data_is_small():
             assert tuning.bytes_of(q, q, q, q, lse) <= tuning.MOST_BYTES
 
 
+@pytest.mark.interpreter
 def test_every_candidate_is_launched_as_such(monkeypatch):
     launched = []
     inner = launch.choose
