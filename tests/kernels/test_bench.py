@@ -235,7 +235,7 @@ def test_plot(dry, tmp_path):
 def test_checks_hold_and_notice_what_is_broken(monkeypatch):
     size = dataclasses.replace(checks.TINY, tokens=64)
     found = {name: list(check()) for name, check in checks.all_checks(size, "cpu") if not name.startswith("numerics")}
-    assert set(found) == {"int8_qk float16", "batch layouts", "no NaN from what is not read", "values"}
+    assert set(found) == {"int8_qk float16", "int8_qk_fp8_pv float16", "batch layouts", "no NaN from what is not read", "values"}
     assert all(f.ok for part in found.values() for f in part), [f for part in found.values() for f in part if not f.ok]
     inner = checks.ours
     monkeypatch.setattr(checks, "ours", lambda *a, **b: tuple(x * 1.01 for x in inner(*a, **b)))
