@@ -339,3 +339,10 @@ def test_it_compiles_for_hopper_with_exponentials_beside_products():
     done = subprocess.run([sys.executable, str(tool)], capture_output=True, text=True, env=env, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" ok\n") == 4
+
+
+def test_what_a_launch_hands_over_is_what_compiles():
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(Path(__file__).parent / "bind_launches.py")], capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" 12 warps, ") == 8
