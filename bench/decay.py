@@ -18,6 +18,7 @@ from ..core.methods.ultravico import UltraViCo, class_table
 from ..kernels import flex
 from ..kernels.attend import attend
 from ..kernels.plan import AttentionPlan, FrameTable, Modulation
+from ..kernels.triton.candidates import SPECIALISED, SPECIALISED_FOR_PAIRS
 from ..kernels.triton.settings import Settings
 from ..kernels.triton.tuning import trial
 from . import inputs
@@ -99,7 +100,6 @@ def measure(results: Results, clips: tuple[Clip, ...], device: str, dtype: torch
 WAYS = ("loom", "loom, no decay", "flex, score_mod", "flex, no decay", "chunked, one head")
 ROLES = ("specialised", "specialised, no decay")
 DECAYED = ("loom", "flex, score_mod", "chunked, one head", "specialised")
-BY_ROLES = Settings(128, 128, 8, 2, "specialised persistent")
 
 
 def _ways(clip: Clip, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Iterator[tuple[str, Callable[[], Tensor], int]]:
@@ -111,17 +111,17 @@ def _ways(clip: Clip, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> I
 
     yield "loom", ours(plan, "triton"), heads
     yield "loom, no decay", ours(AttentionPlan(), "triton"), heads
-    yield "specialised", _by_roles(ours(plan, "triton")), heads
-    yield "specialised, no decay", _by_roles(ours(AttentionPlan(), "triton")), heads
+    yield "specialised", _under(SPECIALISED_FOR_PAIRS, ours(plan, "triton")), heads
+    yield "specialised, no decay", _under(SPECIALISED, ours(AttentionPlan(), "triton")), heads
     yield "flex, score_mod", _flex(q, k, v, plan), heads
     yield "flex, no decay", _flex(q, k, v, AttentionPlan()), heads
     if clip.shape.count <= CHUNKED_TOKENS:
         yield "chunked, one head", ours(plan, "chunked", 1), 1
 
 
-def _by_roles(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _under(settings: Settings, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     def under() -> Tensor:
-        with trial(BY_ROLES):
+        with trial(settings):
             return call()
 
     return under

@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..kernels.attend import Trace, attend
 from ..kernels.blocks import Tail
 from ..kernels.plan import AttentionPlan
+from ..kernels.triton.candidates import SPECIALISED
 from ..kernels.triton.launch import architecture
-from ..kernels.triton.settings import Settings, has_wgmma
-from ..kernels.triton.specialised_launch import gluon_installed
+from ..kernels.triton.settings import Settings
+from ..kernels.triton.specialised_launch import runs_on
 from ..kernels.triton.tuning import trial
 from .masks import Mask, everything
 from .shapes import Shape
@@ -166,12 +167,7 @@ def our_dense() -> list[Impl]:
     return [Impl("loom", _ours(), backward=True, ours=True), Impl("loom, specialised", _ours(settings=SPECIALISED), _no_roles, ours=True)]
 
 
-SPECIALISED = Settings(128, 128, 8, 2, "specialised persistent")
-"""The kernel with roles for its warp groups, as long as the shipped table does not choose it."""
-
-
 def _no_roles() -> str | None:
     if not torch.cuda.is_available():
         return _needs_gpu()
-    here = has_wgmma(architecture(torch.device("cuda"))) and gluon_installed()
-    return None if here else "the kernel with roles is for Hopper, and for a Triton with its dialect"
+    return None if runs_on(architecture(torch.device("cuda"))) else "the kernel with roles is for Hopper, and for a Triton with its dialect"

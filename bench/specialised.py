@@ -21,10 +21,11 @@ from ..kernels.patterns.clear import Clear
 from ..kernels.plan import AttentionPlan, Modulation
 from ..kernels.reference import reference_attend
 from ..kernels.triton import launch
+from ..kernels.triton.candidates import SPECIALISED, SPECIALISED_FOR_PAIRS
 from ..kernels.triton.launch import architecture
 from ..kernels.triton.op import flags_of
-from ..kernels.triton.settings import Settings, has_wgmma, settings
-from ..kernels.triton.specialised_launch import gluon_installed
+from ..kernels.triton.settings import Settings, settings
+from ..kernels.triton.specialised_launch import runs_on
 from ..kernels.triton.tuning import trial
 from . import checks, decay, inputs, masks
 from .measure import relative_l2
@@ -35,10 +36,10 @@ from .variants import try_each
 STAGE = TABLE = "specialised"
 TRIED = (
     Settings(128, 128, 8, 2, "specialised"),
-    Settings(128, 128, 8, 2, "specialised persistent"),
+    SPECIALISED,
     Settings(128, 128, 8, 3, "specialised"),
     Settings(128, 128, 8, 3, "specialised persistent"),
-    Settings(128, 64, 8, 4, "specialised persistent"),
+    SPECIALISED_FOR_PAIRS,
 )
 D128 = Shape("d128", "head width 128", 24, 128, (8, 32, 64))
 TEXT = Shape("d128-text", "head width 128, 256 free tokens", 24, 128, (8, 32, 63), 256)
@@ -51,7 +52,7 @@ TINY = Shape("d64", "head width 64", 1, 64, (2, 8, 8), block=64)
 
 def available(device: torch.device) -> bool:
     """Whether the kernel can run here."""
-    return has_wgmma(architecture(device)) and gluon_installed()
+    return runs_on(architecture(device))
 
 
 def sound(results: Results) -> bool:

@@ -37,9 +37,12 @@ def is_hopper(arch: str) -> bool:
     return arch in ("sm_90", "interpreted")
 
 
+SPECIALISED = Settings(128, 128, 8, 2, "specialised persistent")
+SPECIALISED_FOR_PAIRS = Settings(128, 64, 8, 4, "specialised persistent")
+"""Where rules look at single pairs, which takes registers."""
 _HOPPER = [
+    SPECIALISED,
     Settings(128, 128, 8, 2, "specialised"),
-    Settings(128, 128, 8, 2, "specialised persistent"),
     Settings(128, 128, 8, 3, "specialised persistent"),
     Settings(128, 64, 8, 3, "ahead"),
     Settings(128, 64, 8, 3, "engine ahead"),

@@ -19,6 +19,13 @@ MOST_E4M3 = tl.constexpr(448.0)
 
 
 @triton.jit
+def program_of_tiles(tiles, heads):
+    """(batch element and head int64, tile) of this program, one for each of them all."""
+    program = tl.program_id(0)
+    return (program // tiles // heads).to(tl.int64), (program // tiles % heads).to(tl.int64), program % tiles
+
+
+@triton.jit
 def quantise_kernel(
     x, mean, perm, values, scales, norms, shifts,
     x_sb, x_sh, x_sn,
@@ -31,10 +38,7 @@ def quantise_kernel(
     KEYS: subtract ``mean fp32 [B,H,D]``. Otherwise write ``shifts fp32 [B,H,places] = factor * <x, mean>``, which is what the
     subtraction took from every logit of that query; its mean is that of head ``h // group``.
     """
-    program = tl.program_id(0)
-    tile = program % tiles
-    b = (program // tiles // heads).to(tl.int64)
-    h = (program // tiles % heads).to(tl.int64)
+    b, h, tile = program_of_tiles(tiles, heads)
     place = tile * ROWS + tl.arange(0, ROWS)
     token = tl.load(perm + place)
     live = token >= 0
@@ -72,10 +76,7 @@ def quantise_values_kernel(
 
     Places come last: matrix units take eight-bit values along the keys. EMULATED: the same numbers in fp32.
     """
-    program = tl.program_id(0)
-    tile = program % tiles
-    b = (program // tiles // heads).to(tl.int64)
-    h = (program // tiles % heads).to(tl.int64)
+    b, h, tile = program_of_tiles(tiles, heads)
     place = tile * ROWS + tl.arange(0, ROWS)
     token = tl.load(perm + place)
     dims = tl.arange(0, D)
@@ -115,11 +116,8 @@ def int8_forward_kernel(
     times 448 as e4m3 with ``v8 [B,Hk,D,rows_k]`` and its ``v_scale fp32 [B,Hk,D]``, added up in fp32 tile by tile. EMULATED: the same
     numbers in fp32.
     """
-    program = tl.program_id(0)
     tiles_q = blocks_q * SUB_M
-    tile = program % tiles_q
-    b = (program // tiles_q // heads).to(tl.int64)
-    h = (program // tiles_q % heads).to(tl.int64)
+    b, h, tile = program_of_tiles(tiles_q, heads)
     hk = h // group
     kv_heads = heads // group
     block_row = tile // SUB_M

@@ -27,11 +27,15 @@ def gluon_installed() -> bool:
         return False
 
 
+def runs_on(arch: str) -> bool:
+    """Whether the kernel can run on ``arch`` with the installed Triton."""
+    return has_wgmma(arch) and gluon_installed()
+
+
 def fits(arch: str, q: Tensor, k: Tensor, v: Tensor, t: Tensors, n: Numbers, f: Scalars) -> bool:
     """Whether the kernel can take the call, which is to say without extra segments and tail; k, v as it would read them."""
     return (
-        has_wgmma(arch)
-        and gluon_installed()
+        runs_on(arch)
         and q.dtype in DTYPES
         and q.shape[-1] in WIDTHS
         and n.block_m == TILE_ROWS
