@@ -17,8 +17,10 @@ from . import files
 
 WHAT = "a toy text encoder"
 CONTEXT = 4096  # channels of a UMT5-XXL context
-# ComfyUI tells UMT5-XXL from smaller T5s by this tensor of a 24-block encoder (comfy.sd.detect_te_model): present, not used.
+# ComfyUI tells UMT5-XXL from smaller T5s by this tensor of a 24-block encoder (comfy.sd.detect_te_model; some releases look at its
+# columns, some at its rows): present, not used.
 MARKER = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight"
+MARKER_ROWS = 10240
 EXAMPLE = "a small red circle on the left and a striped blue square on the right on a green dotted background"
 
 
@@ -63,7 +65,6 @@ def widen_t5(state: dict, width: int) -> dict:
             wide[name] = torch.nn.functional.pad(weight, (0, 0, 0, CONTEXT - width))
         else:  # q, k, v, wi_0, wi_1 and the embedding table: channels come last
             wide[name] = torch.nn.functional.pad(weight, (0, CONTEXT - width))
-    wide[MARKER] = torch.zeros(1, CONTEXT, dtype=state["shared.weight"].dtype)
     return wide
 
 
@@ -127,7 +128,10 @@ def _load_clip(path: str, tensors: dict, config: dict, tokens: list[int], embedd
 def _build(path: str, state: dict, kind, options: dict, embeddings: list[str] | None = None):
     """The host's CLIP object; a ValueError if the tensors do not fit the sizes."""
     import comfy.sd
+    import torch
 
+    if kind == comfy.sd.CLIPType.WAN:
+        state = {**state, MARKER: torch.zeros(1, 1).expand(MARKER_ROWS, CONTEXT)}  # one number in memory
     try:
         clip = comfy.sd.load_text_encoder_state_dicts([state], embedding_directory=embeddings, clip_type=kind, model_options=options)
     except (RuntimeError, AttributeError, TypeError) as error:  # shapes that differ; an encoder that the host takes for another
