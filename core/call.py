@@ -24,6 +24,18 @@ QUEUE = "loom_queue"
 """Key in transformer_options under which the sampler of an endless clip says which of its windows a model call runs on."""
 
 
+def window_frames(options: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Absolute latent frames of the context window a model call runs on, None without one.
+
+    Later hosts than 0.3.75 put the frame before a window in front of it, so that its first latent frame is not read as a clip's first.
+    """
+    window = options.get("context_window")
+    if window is None:
+        return None
+    anchor = getattr(window, "causal_anchor_index", None)
+    return (*(() if anchor is None or anchor < 0 else (anchor,)), *window.index_list)
+
+
 @dataclass(frozen=True)
 class Span:
     """A run of consecutive tokens of one meaning.

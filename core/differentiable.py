@@ -8,6 +8,7 @@ attention; :func:`positive_only` makes a conditioning fit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from . import fused_backward
 from .errors import LoomError
 
 COMPILED = "torch.compile"
@@ -32,8 +34,26 @@ def gradients(outside: nn.Module | None = None, in_place: bool = True) -> Iterat
     graph = torch.autograd.graph
     hooks = nullcontext() if outside is None else graph.saved_tensors_hooks(*_moving_out(outside))
     kept = _mutable() if in_place else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), kept, hooks:
+    with torch.inference_mode(False), torch.enable_grad(), with_backward(), kept, hooks:
         yield
+
+
+@contextmanager
+def with_backward() -> Iterator[None]:
+    """The host's own operations in the form that has a backward pass.
+
+    Later hosts than 0.3.75 run rotary embeddings and norms through fused kernels without one, unless they are told that a training is on.
+    """
+    fused_backward.learn()
+    host = sys.modules.get("comfy.model_management")  # not imported: without a host there is nothing to tell
+    if not hasattr(host, "in_training"):
+        yield
+        return
+    before, host.in_training = host.in_training, True  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        host.in_training = before  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -105,16 +125,16 @@ def _same_memory(value: Tensor) -> Tensor:
 
 
 @contextmanager
-def explained(owner: str, advice: str) -> Iterator[None]:
-    """What autograd says, as a sentence for users. advice: what to do where memory is short."""
+def explained(owner: str, advice: str, way_out: str = "") -> Iterator[None]:
+    """What autograd says, as a sentence for users. advice: what to do where memory is short; way_out: what else where there is no gradient."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise LoomError(f"{owner} ran out of memory while taking the gradient; {advice}.") from error
+        raise LoomError(f"{owner} ran out of memory while taking a gradient; {advice}.") from error
     except (RuntimeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LoomError(
-            f"{owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load the model in fp16, bf16 or fp32."
+            f"{owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load the model in fp16, bf16 or fp32{way_out}."
         ) from error
 
 

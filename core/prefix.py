@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .call import window_frames
+
 if TYPE_CHECKING:
     from .call import Block
     from .guidance import ExtraPass
@@ -78,8 +80,7 @@ def ends(methods: Sequence[GuidanceMethod], blocks: list[Block]) -> dict[str, di
 
 def names(options: dict[str, Any]) -> list[Hashable]:
     """Of the chunks of a model call's batch: conditioning and window. options: its transformer options; empty where the host does not tell."""
-    window = options.get("context_window")
-    frames = None if window is None else tuple(window.index_list)
+    frames = window_frames(options)
     found: list[Hashable] = [(uuid, frames) for uuid in options.get("uuids", ())]
     return found if len(found) == len(options.get("cond_or_uncond", ())) else []
 

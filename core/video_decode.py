@@ -3,7 +3,7 @@
 A video VAE looks at several latent frames to draw one, and most treat the first frame they get as a still. So parts that are simply
 decoded one by one flicker at every border. Two ways around it:
 
-* exact: Wan's VAEs decode one latent frame at a time and hand features from each to the next. Here they hand them on for the whole
+* exact: Wan's VAEs decode a latent frame or two at a time and hand features from each to the next. Here they hand them on for the whole
   clip while finished pictures leave the device: the same numbers as one whole decode.
 * overlap: every part is decoded with latent frames before and behind it whose pictures are dropped. What is left of the border is
   what the VAE still sees beyond the overlap.
@@ -24,6 +24,9 @@ from .errors import LoomError
 METHODS = ("auto", "exact", "overlap")
 STREAMED = ("comfy.ldm.wan.vae", "comfy.ldm.wan.vae2_2")
 """Modules of the host whose WanVAE is decoded exactly."""
+
+COUNTS = ("count_conv3d", "count_cache_layers")
+"""How such a module counts what a decoder hands on: one latent frame after the other, or in pairs."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def decode(vae: Any, latent: Tensor, method: str = "auto", chunk: int = 24, over
 def can_stream(vae: Any) -> bool:
     """Whether the VAE is one of Wan's, as this version knows them."""
     model = vae.first_stage_model
-    return type(model).__name__ == "WanVAE" and type(model).__module__ in STREAMED and all(hasattr(model, part) for part in ("conv2", "decoder"))
+    known = type(model).__name__ == "WanVAE" and type(model).__module__ in STREAMED and all(hasattr(model, part) for part in ("conv2", "decoder"))
+    return known and any(hasattr(sys.modules[type(model).__module__], count) for count in COUNTS)
 
 
 def _overlapping(vae: Any, latent: Tensor, chunk: int, overlap: int) -> Iterator[tuple[int, Tensor]]:
@@ -90,18 +94,37 @@ def _streamed(vae: Any, latent: Tensor, chunk: int) -> Iterator[tuple[int, Tenso
 
     vae.throw_exception_if_invalid()
     load_models_gpu([vae.patcher], memory_required=vae.memory_used_decode(latent[:, :, :chunk].shape, vae.vae_dtype), force_full_load=vae.disable_offload)
-    step = frame_decoder(vae.first_stage_model)
-    for part in parts(latent.shape[2], chunk, 0):
+    step, group = frame_decoder(vae.first_stage_model)
+    starts = starts_of(latent.shape[2], chunk, group)
+    for start, end in zip(starts, [*starts[1:], latent.shape[2]], strict=True):
         throw_exception_if_processing_interrupted()
-        z = latent[:, :, part.first : part.last].to(vae.vae_dtype).to(vae.device)
-        out = torch.cat([step(z[:, :, i : i + 1]) for i in range(z.shape[2])], 2)
-        yield part.last, vae.process_output(out.to(vae.output_device).float()).movedim(1, -1)
+        z = latent[:, :, start:end].to(vae.vae_dtype).to(vae.device)
+        out = torch.cat([step(part) for part in z.split(_sizes(start, end, group), 2)], 2)
+        yield end, vae.process_output(out.to(vae.output_device).float()).movedim(1, -1)
 
 
-def frame_decoder(model: Any) -> Callable[[Tensor], Tensor]:
-    """A function that decodes the latent frames [B, C, 1, h, w] of one clip in order, as the host's WanVAE does: pixels [B, 3, F, H, W]."""
+def starts_of(frames: int, chunk: int, group: int) -> list[int]:
+    """First latent frames of parts of at most ``chunk``, or ``group`` if that is more: whole groups behind the first frame, which stands alone."""
+    size = max(chunk - chunk % group, group)
+    return [0, *range(size - group + 1, frames, size)]
+
+
+def _sizes(start: int, end: int, group: int) -> list[int]:
+    """Lengths of the steps of [start, end)."""
+    alone = [1] if start == 0 else []
+    left = end - start - len(alone)
+    return [*alone, *[group] * (left // group), *([left % group] if left % group else [])]
+
+
+def frame_decoder(model: Any) -> tuple[Callable[[Tensor], Tensor], int]:
+    """(step, group): ``step`` decodes the latent frames of one clip in order, as the host's WanVAE does: [B, C, 1, h, w] first, then
+    [B, C, group, h, w] (the last may be shorter) to pixels [B, 3, F, H, W].
+
+    Later hosts than 0.3.75 decode Wan 2.1's in pairs: features of two frames are handed on as they are, so single ones would lose the older.
+    """
     module = sys.modules[type(model).__module__]
-    cache: list[Any] = [None] * module.count_conv3d(model.decoder)
+    single = hasattr(module, COUNTS[0])
+    cache: list[Any] = [None] * getattr(module, COUNTS[0] if single else COUNTS[1])(model.decoder)
     unpatch = getattr(module, "unpatchify", None)
     first = True
 
@@ -109,7 +132,8 @@ def frame_decoder(model: Any) -> Callable[[Tensor], Tensor]:
         nonlocal first
         begins = {"first_chunk": True} if first and unpatch is not None else {}
         first = False
-        out: Tensor = model.decoder(model.conv2(z), feat_cache=cache, feat_idx=[0], **begins)
-        return out if unpatch is None else unpatch(out, patch_size=2)
+        out: Tensor | list[Tensor] = model.decoder(model.conv2(z), feat_cache=cache, feat_idx=[0], **begins)
+        whole = torch.cat(out, 2) if isinstance(out, list) else out
+        return whole if unpatch is None else unpatch(whole, patch_size=2)  # type: ignore[no-any-return]
 
-    return step
+    return step, 1 if single else 2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import signature
-from .call import QUEUE, AttentionCall, Block, Seen
+from .call import QUEUE, AttentionCall, Block, Seen, window_frames
 from .errors import LoomError
 from .families.base import Mark, Place, Unclear, running
 from .parted import parted
@@ -101,7 +101,6 @@ class Woven:
         return place
 
     def _call(self, sig: signature.Signature, place: Place) -> AttentionCall:
-        window = sig.options.get("context_window")
         turn = self.turns[place.block, place.kind]
         self.turns[place.block, place.kind] += 1
         return AttentionCall(
@@ -118,7 +117,7 @@ class Woven:
             batch=sig.q.shape[0],
             device=sig.q.device,
             dtype=sig.q.dtype,
-            frames=None if window is None else tuple(window.index_list),
+            frames=window_frames(sig.options),
             uuids=tuple(sig.options.get("uuids", ())),
             rope=self.rope,
             plane=self.plane,

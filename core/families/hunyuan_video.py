@@ -1,8 +1,8 @@
 """HunyuanVideo, HunyuanVideo 1.5 and HunyuanImage 2.1.
 
-Joint attention over [reference frames,] video, text; double blocks, then single blocks. The text is refined by two
-attention calls before the blocks. Glyph (byT5) and picture (vision) tokens join it after that: the vision tokens in front,
-the glyph tokens in front of the prompt in 1.5 and behind it otherwise.
+Joint attention over [reference frames,] video and text; double blocks, then single blocks. The text stands behind the video in ComfyUI
+0.3.75 and in front of it in later hosts. It is refined by two attention calls before the blocks. Glyph (byT5) and picture (vision)
+tokens join it after that: the vision tokens in front, the glyph tokens in front of the prompt in 1.5 and behind it otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class HunyuanVideo(Family):
         glyphs = Span("other", length(extra.get("txt_byt5")) if getattr(model, "byt5_in", None) is not None else 0)
         vision = Span("reference", length(extra.get("clip_fea")))
         words = (glyphs, prompt) if getattr(model, "cond_type_embedding", None) is not None else (prompt, glyphs)
-        sequence = layout(Span("reference", reference), grid_span(grid, still), vision, *words)
+        picture, prompts = (Span("reference", reference), grid_span(grid, still)), (vision, *words)
+        sequence = layout(*picture, *prompts) if _picture_first(model) else layout(*prompts, *picture)
         return Laid(grid, text, reference, still, sequence=sequence, prompt=layout(prompt))
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
@@ -64,3 +65,8 @@ class HunyuanVideo(Family):
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         return last_axes(model.pe_embedder) if len(model.patch_size) == 3 else None
+
+
+def _picture_first(model: Any) -> bool:
+    """Whether the host joins text and picture in this order: it has blocks with a switch for that, which later hosts dropped with the order."""
+    return bool(getattr(model.double_blocks[0], "flipped_img_txt", False))

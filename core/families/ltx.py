@@ -1,27 +1,25 @@
 """LTX-Video: per block self-attention over the video, then cross-attention to the text.
 
-Guide frames are latent frames at the end of the sequence with positions of their own; they count as references.
+Guide frames are latent frames at the end of the sequence with positions of their own; they count as references. Later hosts than 0.3.75 drop guide tokens
+whose noise mask is below zero, and run the self-attention in parts where guides have strengths of their own: such calls stay stock.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..call import Block, Project, Span
-from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, layout, length, mark_dit, number, self_then_cross
+from .base import Family, Laid, Place, RopeAxis, RopePlane, Unclear, grid_span, inside, layout, length, mark_dit, number, self_then_cross
 
 FRAME_RATE = 25.0
 """Frames per second the host assumes when the conditioning names none."""
 
-TIME_SPAN = 20.0
-"""Seconds that fill the temporal axis: the host divides positions by it."""
-
-SIDE_SPAN = 2048.0
-"""Pixels that fill an axis of the picture."""
+SPANS = (20.0, 2048.0, 2048.0)
+"""Seconds, pixels and pixels that fill the axes: the host divides positions by them. Later hosts let the model's file say others."""
 
 
 class LTX(Family):
@@ -41,15 +39,21 @@ class LTX(Family):
             guides = 0  # guides that are no whole frames cannot be told apart
         grid = (frames - guides, y, w)
         still = grid[0] == 1
-        text = length(context)
-        sequence = layout(grid_span(grid, still), Span("reference", guides * y * w))
-        return Laid(grid, text, guides * y * w, still, sequence=sequence, prompt=layout(Span("text", text)))
+        text, reference = length(context), guides * y * w
+        mask = extra.get("denoise_mask")
+        if guides and mask is not None and mask.shape[2:] == x.shape[2:]:
+            reference = int((mask[0, :, -guides:] >= 0).all(0).sum())
+        sequence = layout(grid_span(grid, still), Span("reference", reference))
+        return Laid(grid, text, reference, still, sequence=sequence, prompt=layout(Span("text", text)))
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         mark_dit(options, self.blocks(model), {"block": "double_block"})
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
-        return self_then_cross(inside(options), geometry)
+        mark, whole = inside(options), geometry.sequence.length
+        if nq < whole and nk == whole:
+            raise Unclear(f"{mark.block} self: {nq} of {whole} queries, as the host runs it in parts where guides have strengths of their own")
+        return self_then_cross(mark, geometry)
 
     def text_width(self, model: Any) -> int | None:
         return None if model.caption_projection is None else model.caption_projection.linear_1.in_features
@@ -68,9 +72,11 @@ class LTX(Family):
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis:
         """Frequencies are spread over all heads: after a few idle pairs, every third pair of the whole width is temporal.
 
-        The host's angle is ``theta^i * pi/2 * (2 * seconds / 20 - 1)`` with i from 0 to 1; the -1 is a constant.
+        The host's angle is ``theta^i * pi/2 * (2 * seconds / 20 - 1)`` with i from 0 to 1; the -1 is a constant. A frame stands where it begins or,
+        where the model's file says so, in its middle.
         """
         width, heads, rising = _spread(model)
+        middle = bool(getattr(model, "use_middle_indices_grid", False))
         n = len(rising)
         rate = float((extra or {}).get("frame_rate") or FRAME_RATE)
         stride = model.vae_scale_factors[0]
@@ -78,22 +84,35 @@ class LTX(Family):
         pair_of[width % 6 // 2 :: 3] = torch.arange(n).flip(0)
         causal = bool(model.causal_temporal_positioning)
 
-        def times(frames: int) -> Tensor:
-            first = torch.arange(frames, dtype=torch.float64) * stride
-            return ((first + 1 - stride).clamp(min=0) if causal else first) / stride
+        def begins(frames: Tensor) -> Tensor:
+            return (frames * stride + 1 - stride).clamp(min=0) / stride if causal else frames
 
-        return RopeAxis(rising.flip(0) * 2 * stride / (rate * TIME_SPAN), pair_of.view(heads, -1), times=times)
+        def times(frames: int) -> Tensor:
+            first = torch.arange(frames, dtype=torch.float64)
+            return (begins(first) + begins(first + 1)) / 2 if middle else begins(first)
+
+        return RopeAxis(rising.flip(0) * 2 * stride / (rate * _spans(model)[0]), pair_of.view(heads, -1), _pairing(model), times=times)
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane:
         """Positions are pixels of the decoded picture; after the idle pairs every third pair is time, the next height, the next width."""
         width, heads, rising = _spread(model)
         freqs = torch.zeros(2, width // 2, dtype=torch.float64)
         for axis in (0, 1):
-            freqs[axis, width % 6 // 2 + 1 + axis :: 3] = rising * 2 * model.vae_scale_factors[1 + axis] / SIDE_SPAN
-        return RopePlane(freqs.view(2, heads, -1))
+            freqs[axis, width % 6 // 2 + 1 + axis :: 3] = rising * 2 * model.vae_scale_factors[1 + axis] / _spans(model)[1 + axis]
+        return RopePlane(freqs.view(2, heads, -1), _pairing(model))
 
 
 def _spread(model: Any) -> tuple[int, int, Tensor]:
     """(channels, heads, fp64 [channels // 6]: what turns a channel pair, rising, the same for each axis)."""
     width, heads = model.inner_dim, model.transformer_blocks[0].attn1.heads
     return width, heads, 10000.0 ** torch.linspace(0, 1, width // 6, dtype=torch.float64) * math.pi / 2
+
+
+def _spans(model: Any) -> tuple[float, ...]:
+    return tuple(getattr(model, "positional_embedding_max_pos", SPANS))
+
+
+def _pairing(model: Any) -> Literal["interleaved", "halves"]:
+    """Later hosts know models whose file asks for pairs of the two halves of a head."""
+    kind = getattr(model, "split_positional_embedding", None)
+    return "halves" if getattr(kind, "value", kind) == "split" else "interleaved"

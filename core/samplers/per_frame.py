@@ -9,6 +9,7 @@ none of this: their batch already has a sigma per item.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,11 @@ def _per_token(model: Any, x: Tensor, t: Tensor) -> Tensor:
 
 ACCEPTED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {"WanModel": _per_frame, "MiniTrainDIT": _per_frame, "LTXVModel": _per_token}
 """Diffusion-model classes -> (model, x [B, C, f, h, w], t [f]) -> the timesteps as that class takes them."""
+
+
+def _whole(window: Callable[..., Any], frames: tuple[int, ...]) -> dict[str, int]:
+    """Later hosts than 0.3.75 want the length of the clip with a context window; this one has no end, so it is as long as it is by now."""
+    return {"total_frames": max(frames) + 1} if "total_frames" in inspect.signature(window).parameters else {}
 
 
 def frames_are_rows(diffusion: Any) -> bool:
@@ -193,7 +199,7 @@ class Frames:
         from comfy.context_windows import IndexListContextWindow
 
         options = dict(self.options.get("transformer_options", {}))
-        options["context_window"] = IndexListContextWindow(list(frames), dim=0 if self.rows else 2)
+        options["context_window"] = IndexListContextWindow(list(frames), 0 if self.rows else 2, **_whole(IndexListContextWindow, frames))
         if not self.rows:
             options |= {LEVELS: sigma, TIMES: self.sampling.timestep(sigma).float()}
         if queue is not None:

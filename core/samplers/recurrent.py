@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..call import Block, QueueWindow
 from ..columns import Finished
-from ..differentiable import gradients, options_for_gradient, plain, positive_only, thawed
+from ..differentiable import explained, gradients, options_for_gradient, plain, positive_only, thawed
 from ..errors import LoomError
 from ..methods.endless_subject import EndlessSubject, Reading
 from .per_frame import Conds, Frames
@@ -94,26 +94,18 @@ class Guidance:
         entry = self._entry(conds)
         model = self.calls.guider.inner_model
         reading = self.method.begun(self.blocks, window.scene, differentiable=True)
-        try:
-            with gradients(model if self.method.spare_memory else None), thawed(model):
-                own = replace(window, notes={self.method.owner: reading}, memory={key: plain(value) for key, value in window.memory.items()})
-                y = x.detach().clone().requires_grad_(True)
-                options = options_for_gradient(self.calls.call_options(plain(sigma).to(y.device), window.frames, own), OVERRIDE)
-                middle = plain(sigma).median().to(y).expand(y.shape[0]).clone()
-                with suppress(Finished):
-                    calc_cond_batch(model, [[positive_only(entry)]], y, middle, options)
-                if not reading.keys:
-                    return None
-                (g,) = torch.autograd.grad(loss(reading.keys, {key: plain(value) for key, value in memory.items()}), y)
-        except torch.OutOfMemoryError as error:
-            raise LoomError(
-                f"{self.method.owner} ran out of memory while taking a gradient; switch spare_memory on, choose earlier blocks, a smaller window, or guidance 0."
-            ) from error
-        except (RuntimeError, NotImplementedError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise LoomError(
-                f"{self.method.owner} could not take a gradient through this model ({reason}); quantised or compiled layers have none: load it in fp16, bf16 or fp32, or set guidance to 0."
-            ) from error
+        advice = "switch spare_memory on, choose earlier blocks, a smaller window, or guidance 0"
+        graph = gradients(model if self.method.spare_memory else None)
+        with explained(self.method.owner, advice, ", or set guidance to 0"), graph, thawed(model):
+            own = replace(window, notes={self.method.owner: reading}, memory={key: plain(value) for key, value in window.memory.items()})
+            y = x.detach().clone().requires_grad_(True)
+            options = options_for_gradient(self.calls.call_options(plain(sigma).to(y.device), window.frames, own), OVERRIDE)
+            middle = plain(sigma).median().to(y).expand(y.shape[0]).clone()
+            with suppress(Finished):
+                calc_cond_batch(model, [[positive_only(entry)]], y, middle, options)
+            if not reading.keys:
+                return None
+            (g,) = torch.autograd.grad(loss(reading.keys, {key: plain(value) for key, value in memory.items()}), y)
         return g
 
     def _entry(self, conds: Conds) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import host_inprocess
+import later_hosts
 import pytest
 import tiny_models
 import torch
@@ -215,10 +216,10 @@ def big(name):
     return tiny_models.tiny(name)._replace(latent=torch.zeros(LATENT[name]))
 
 
-def gathered(table, axis, rows):
-    """The rotary table with the first rows exchanged."""
+def gathered(table, axis, rows, start=0):
+    """The rotary table with some rows exchanged."""
     index = torch.arange(table.shape[axis])
-    index[: len(rows)] = rows
+    index[start : start + len(rows)] = start + rows
     return table.index_select(axis, index)
 
 
@@ -238,12 +239,12 @@ def patch_table(monkeypatch, name, diffusion):
         monkeypatch.setattr(diffusion, "rope_encode", lambda *a, **k: gathered(stock(*a, **k), 1, rows))
     elif name == "hunyuan_video":
         stock = diffusion.pe_embedder.forward
-        monkeypatch.setattr(diffusion.pe_embedder, "forward", lambda ids: gathered(stock(ids), 2, rows))
+        text = 5 if later_hosts.hunyuan_text_first() else 0
+        monkeypatch.setattr(diffusion.pe_embedder, "forward", lambda ids: gathered(stock(ids), 2, rows, text))
     elif name == "ltx":
-        import comfy.ldm.lightricks.model as lightricks
-
-        stock = lightricks.precompute_freqs_cis
-        monkeypatch.setattr(lightricks, "precompute_freqs_cis", lambda *a, **k: gathered(stock(*a, **k), 2, rows))
+        owner, table = later_hosts.ltx_table(diffusion)
+        stock = getattr(owner, table)
+        monkeypatch.setattr(owner, table, lambda *a, **k: later_hosts.on_ltx_table(stock(*a, **k), lambda made, axis: gathered(made, axis, rows)))
     else:
         stock = diffusion.pos_embedder.generate_embeddings
         monkeypatch.setattr(diffusion.pos_embedder, "generate_embeddings", lambda *a, **k: gathered(stock(*a, **k), 0, rows))

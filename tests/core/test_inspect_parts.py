@@ -18,7 +18,8 @@ def test_a_part_is_put_out_as_by_an_explicit_softmax(part):
     study, out, model, _ = inspect("flux", percents=(0.0,), after=keep, asked={"part": part})
     assert set(seen) == {*PRUNED} - {"importance rank"}
     for metric, value in seen.items():
-        assert study.pruned[0][1, 1][metric] == pytest.approx(value, rel=2e-3, abs=1e-7), metric
+        near = 5e-7 if metric == "importance angle" else 1e-7  # one minus a cosine in single precision: 6e-8 a step
+        assert study.pruned[0][1, 1][metric] == pytest.approx(value, rel=2e-3, abs=near), metric
     assert study.how["part"] == part
     assert f"6 heads pruned one by one (part {part})" in text(study, "importance", top_heads(study, "importance", 1))
     from tiny_models import sample, tiny

@@ -329,31 +329,17 @@ def test_limited_prompts_are_passed_over_and_hooks_refused():
 
 
 def test_a_control_object_takes_part_as_a_constant():
-    class Control:
-        """As much of a ControlNet as the host asks for: residuals that depend on the latent, through inference weights."""
+    from comfy.controlnet import ControlBase
 
-        strength, previous_controlnet, cond_hint, extra_hooks = 1.0, None, None, None
+    class Control(ControlBase):
+        """Residuals that depend on the latent, through inference weights."""
 
         def __init__(self):
+            super().__init__()
             self.weight = torch.randn(320, 4) * 0.3
 
         def get_control(self, x, t, cond, batched_number, transformer_options):
             return {"output": [], "middle": [], "input": [torch.einsum("oc,bchw->bohw", self.weight, x)]}
-
-        def pre_run(self, model, percent_to_timestep_function):
-            pass
-
-        def cleanup(self):
-            pass
-
-        def get_models(self):
-            return []
-
-        def inference_memory_requirements(self, dtype):
-            return 0
-
-        def get_extra_hooks(self):
-            return []
 
         get_instance_for_deepclone = copy.copy
 

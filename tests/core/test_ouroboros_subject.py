@@ -118,9 +118,15 @@ def test_unrotated_keys_are_those_before_the_rotary_embedding(name, path, monkey
     from attention_loom.core.unrotated import unrotated
 
     model = tiny(name)
-    module = model.patcher.model.diffusion_model.get_submodule(path)
+    norm = model.patcher.model.diffusion_model.get_submodule(path)
+    layer = model.patcher.model.diffusion_model.get_submodule(path.rpartition(".")[0])
     raw, mine = [], []
-    hook = module.register_forward_hook(lambda m, args, out: raw.append(out.detach().clone()))
+
+    def own(module, args, out):
+        heads = 1 if norm.weight.numel() == out.shape[-1] else out.shape[-1] // norm.weight.numel()
+        raw.append(norm(out.detach().unflatten(-1, (heads, -1))).clone())
+
+    hook = getattr(layer, "k" if name == "wan" else "to_k" if name == "ltx" else "k_proj").register_forward_hook(own)
 
     def keep(self, call, reading, seen):
         mine.append((unrotated(call, seen.k), seen.k.shape))
@@ -133,8 +139,8 @@ def test_unrotated_keys_are_those_before_the_rotary_embedding(name, path, monkey
         hook.remove()
     assert mine and raw
     last, (b, h, n, d) = mine[-1]  # the head's window is the last call of an iteration
-    own = next(r for r in reversed(raw) if r.numel() == last.numel()).reshape(b, n, h, d).movedim(1, 2)
-    got, want = (x[0] @ x[0].mT for x in (last.double(), own.double()))
+    keys = next(r for r in reversed(raw) if r.numel() == last.numel()).reshape(b, n, h, d).movedim(1, 2)
+    got, want = (x[0] @ x[0].mT for x in (last.double(), keys.double()))
     assert torch.allclose(got, want, atol=1e-3 * float(want.abs().max()))
 
 

@@ -4,7 +4,7 @@ import host_inprocess
 import pytest
 import torch
 from attention_loom.core.errors import LoomError
-from attention_loom.core.video_decode import can_stream, decode, frame_decoder, kept, parts
+from attention_loom.core.video_decode import can_stream, decode, frame_decoder, kept, parts, starts_of
 
 pytestmark = pytest.mark.host
 
@@ -73,7 +73,15 @@ def test_overlap_comes_close_and_more_overlap_closer(vae):
 def test_progress_is_told(vae):
     told = []
     decode(vae, noise(7), chunk=3, progress=lambda done, total: told.append((done, total)))
-    assert told == [(3, 7), (6, 7), (7, 7)]
+    _, group = frame_decoder(vae.first_stage_model)
+    assert told == [(end, 7) for end in [*starts_of(7, 3, group)[1:], 7]]
+
+
+def test_parts_of_a_stream_end_between_groups():
+    assert starts_of(7, 3, 1) == [0, 3, 6]
+    assert starts_of(7, 3, 2) == [0, 1, 3, 5]  # a frame, then pairs
+    assert starts_of(9, 4, 2) == [0, 3, 7] and starts_of(1, 4, 2) == [0]
+    assert starts_of(4, 1, 2) == [0, 1, 3]
 
 
 def test_wan22_vae_hands_on_too():
@@ -86,7 +94,8 @@ def test_wan22_vae_hands_on_too():
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     z = torch.randn(1, 8, 4, 2, 2)
-    step = frame_decoder(model)
+    step, group = frame_decoder(model)
+    assert group == 1
     out = torch.cat([step(z[:, :, i : i + 1]) for i in range(4)], 2)
     assert torch.allclose(out, model.decode(z), atol=1e-5)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import later_hosts
 import torch
 from torch import Tensor
 
@@ -121,7 +122,8 @@ _HUNYUAN = dict(
 
 def _hunyuan_calls(front: str = "", between: str = "", behind: str = "", grid: str = _V) -> Callable[[int], list[str]]:
     def calls(n: int) -> list[str]:
-        joint = " ".join(f"{front} {grid} {between} text{n} {behind}".split())
+        picture, text = f"{front} {grid}", f"{between} text{n} {behind}"
+        joint = " ".join((f"{text} {picture}" if later_hosts.hunyuan_text_first() else f"{picture} {text}").split())
         return [*twice(f"other: text{n}", kind="refiner"), f"double 0 joint: {joint}", *twice(f"joint: {joint}", kind="single")]
 
     return calls
@@ -263,7 +265,7 @@ RECIPES: dict[str, Recipe] = {
     "ltx_padded_text": Recipe("LTXV", _LTX, (1, 128, 3, 2, 3), 48, Facts("LTX", 2, (3, 2, 3), _wan_calls), extra=lambda g, n: _mask(n - 1, n)),
     "ltx_guides": Recipe(
         "LTXV", _LTX, (1, 128, 4, 2, 3), 48, Facts("LTX", 2, (3, 2, 3), lambda n: twice(f"self: {_V} {_REF}", f"cross: {_V} {_REF} | text{n}")),
-        extra=lambda g, n: _mask(n, n) | {"keyframe_idxs": torch.arange(18.0).view(1, 3, 6)},
+        extra=lambda g, n: _mask(n, n) | later_hosts.ltx_guides(6),
     ),
     "mochi": Recipe(
         "GenmoMochi",

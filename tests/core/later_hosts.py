@@ -1,0 +1,51 @@
+"""What differs between the host the tests were written against (ComfyUI 0.3.75) and later ones (tried: 0.33), read from the host's own source."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def hunyuan_text_first() -> bool:
+    """Whether the single blocks of HunyuanVideo run over text, then picture."""
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    source = inspect.getsource(HunyuanVideo.forward_orig)
+    first, last = (f"img = torch.cat(({order}), 1)" in source for order in ("txt, img", "img, txt"))
+    assert first != last
+    return first
+
+
+def ltx_guides(tokens: int) -> dict[str, Any]:
+    """Conditioning of guide frames: positions of ``tokens`` tokens; later hosts want where each begins and ends, and a noise mask."""
+    where = torch.arange(3.0 * tokens).view(1, 3, tokens)
+    if not _ltx_is_later():
+        return {"keyframe_idxs": where}
+    return {"keyframe_idxs": torch.stack([where, where + 1], -1), "concat_mask": torch.ones(1, 1, 4, 2, 3)}
+
+
+def ltx_table(diffusion: Any) -> tuple[Any, str]:
+    """(object, name) of the function that makes LTX's rotary table from positions [B, 3, N (, 2)]."""
+    import comfy.ldm.lightricks.model as ltx
+
+    return (diffusion, "_precompute_freqs_cis") if _ltx_is_later() else (ltx, "precompute_freqs_cis")
+
+
+def ltx_rotations(table: Any) -> Tensor:
+    """Such a table as [N, H, D/2 of a head, 2, 2] or, where the heads are not told apart, [N, 1, width / 2, 2, 2]."""
+    return table[0][0] if isinstance(table, tuple) else table[0, 0][:, None]  # type: ignore[no-any-return]
+
+
+def on_ltx_table(table: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
+    """A table changed: ``change(rotations, axis of the tokens)``."""
+    return (change(table[0], 1), *table[1:]) if isinstance(table, tuple) else change(table, 2)
+
+
+def _ltx_is_later() -> bool:
+    import comfy.ldm.lightricks.model as ltx
+
+    return hasattr(ltx, "LTXBaseModel")
