@@ -438,7 +438,7 @@ def test_what_assumes_one_noise_level_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("wan_i2v", "c_concat"), ("wan_phantom", "time_dim_concat"), ("wan_fun_reference", "reference_latent"), ("ltx_guides", "keyframe_idxs")]
+    ("name", "words"), [("wan_i2v", "c_concat"), ("wan_phantom", "time_dim_concat"), ("wan_fun_reference", "reference_latent"), ("ltx_guides", "keyframe_idxs|denoise_mask")]
 )
 def test_conditions_of_single_frames_are_refused(name, words):
     model = tiny(name)
