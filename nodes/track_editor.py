@@ -102,6 +102,7 @@ def _host_inputs() -> list[Any]:
             ),
         ]  # fmt: skip
     if hasattr(io, "BoundingBox"):
-        inputs.append(io.Custom("BOUNDING_BOX").Input("boxes", optional=True,
+        # a socket by force: of itself the value is four number fields, whose 512 x 512 pixels would always take the drawing's place
+        inputs.append(io.Custom("BOUNDING_BOX").Input("boxes", optional=True, extra_dict={"forceInput": True},
                       tooltip="Boxes of the host in pixels, in the drawing's place: one, one per frame, or several per frame."))  # fmt: skip
     return inputs

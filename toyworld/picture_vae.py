@@ -98,5 +98,5 @@ COARSE_LAYERS = 11  # layers of the decoder up to the blocks at a quarter of the
 
 def decode_cells(model: torch.nn.Module, stored: torch.Tensor) -> torch.Tensor:
     """The 4-pixel cells [B, 3, 2 h, 2 h] in normalised units that the decoder carries after its first doubling, from stored latents [B, 16, h, h]."""
-    x = model.taesd_decoder[:COARSE_LAYERS](stored)
+    x = torch.nn.Sequential(*list(model.taesd_decoder)[:COARSE_LAYERS])(stored)
     return x[:, :3] - x[:, 3:6]

@@ -42,6 +42,12 @@ class Graph:
         self.model = [key, 0]
         return self
 
+    def in_windows(self, length):
+        """The host's own context windows of so many pixel frames, 8 of them shared."""
+        fixed = {"context_schedule": "standard_static", "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid"}
+        later = dict.fromkeys(("freenoise", "retain_first_frame", "split_conds_to_windows"), False)  # of later hosts; 0.3.75 looks past them
+        return self.add("WanContextWindowsManual", context_length=length, context_overlap=8, **fixed, **later)
+
     def prompt(self, report=False):
         nodes = copy.deepcopy(self.nodes)
         nodes["sampler"] = {

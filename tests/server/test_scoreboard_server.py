@@ -1,6 +1,7 @@
 """A small scoreboard through a real ComfyUI: graphs run, clocks tick, a second call draws nothing."""
 
 import json
+import os
 
 import pytest
 from attention_loom.toyworld.host import CHECKPOINTS
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.server
 FEW = ["--seeds", "2", "--steps", "3", "--only", "riflex-2x", "sparse-25"]
 
 
+@pytest.mark.skipif("COMFYUI_DIR" in os.environ, reason="the scoreboard is drawn on the host of `make setup`; nodes of others ask for more inputs")
 def test_a_small_scoreboard(host, tmp_path, capsys):
     out, clips = tmp_path / "docs", tmp_path / "clips"
     assert main([*FEW, "--out", str(out)], host=host, clips=clips) == 0

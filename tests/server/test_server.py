@@ -149,21 +149,16 @@ def test_a_foreign_override_serves_as_backend(host, graph, foreign_log):
     assert foreign_log.read_text().count("call") == 24
 
 
-WINDOWS = {"context_schedule": "standard_static", "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid"}
-
-
 def test_it_rests_in_context_windows_no_longer_than_the_trained_length(host, graph):
-    windows = {"context_length": NATIVE, "context_overlap": 8, **WINDOWS}
-    alone = graph(LONG).add("WanContextWindowsManual", **windows).run(host)
-    ours, report = graph(LONG).add("WanContextWindowsManual", **windows).add("LoomUltraViCo", **ULTRAVICO).run(host, report=True)
+    alone = graph(LONG).in_windows(NATIVE).run(host)
+    ours, report = graph(LONG).in_windows(NATIVE).add("LoomUltraViCo", **ULTRAVICO).run(host, report=True)
     assert torch.equal(alone, ours)
     assert "6 latent frames are within the training length 6" in report
 
 
 def test_it_works_inside_longer_context_windows(host, graph):
-    windows = {"context_length": 45, "context_overlap": 8, **WINDOWS}
-    alone = graph(LONG).add("WanContextWindowsManual", **windows).run(host)
-    ours, report = graph(LONG).add("WanContextWindowsManual", **windows).add("LoomUltraViCo", **ULTRAVICO).run(host, report=True)
+    alone = graph(LONG).in_windows(45).run(host)
+    ours, report = graph(LONG).in_windows(45).add("LoomUltraViCo", **ULTRAVICO).run(host, report=True)
     assert not torch.equal(alone, ours)
     assert "grid 12 frames x 4 x 4" in report
 

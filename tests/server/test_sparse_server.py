@@ -58,14 +58,13 @@ def test_it_chains_with_a_longer_video_in_one_pass(host, graph):
 
 @pytest.mark.parametrize("pattern", ["adaspa", "rettention", "draft"])
 def test_context_windows_remember_for_themselves(host, graph, pattern):
-    windows = {"context_length": 45, "context_overlap": 8, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid"}
     settings = SPARSE | {"pattern": pattern, "start_percent": 0.0}
 
     def go():
-        return graph(LONG, steps=6).add("WanContextWindowsManual", **windows).add("LoomSparseAttention", **settings).run(host, report=True)
+        return graph(LONG, steps=6).in_windows(45).add("LoomSparseAttention", **settings).run(host, report=True)
 
     ours, report = go()
-    stock = graph(LONG, steps=6).add("WanContextWindowsManual", **windows).run(host)
+    stock = graph(LONG, steps=6).in_windows(45).run(host)
     again, _ = go()  # after another graph, or the host would hand out what it still has
     assert torch.isfinite(ours).all()
     assert torch.equal(ours, again)

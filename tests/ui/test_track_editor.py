@@ -1,6 +1,7 @@
 """The path editor in the real frontend, in a headless Chromium, on a real server: both renderers, subgraphs, reload, queue."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -225,9 +226,8 @@ def test_saved_reloaded_copied(editor, vue):
     assert editor.page.errors == []
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
-def test_in_a_subgraph_and_promoted_to_its_outside(editor, vue):
-    editor.open(vue)
+def into_subgraph(editor):
+    """The node, drawn on, wrapped into a subgraph (``made``) that is open; what was drawn."""
     editor.drag((0.2, 0.6), (0.4, 0.4))
     drawn = editor.text()
     editor.page.evaluate("() => { window.made = app.graph.convertToSubgraph(new Set([node])) }")
@@ -235,18 +235,40 @@ def test_in_a_subgraph_and_promoted_to_its_outside(editor, vue):
     editor.page.evaluate("() => { app.canvas.openSubgraph(made.subgraph, made.node); window.node = made.subgraph.nodes[0] }")
     editor.page.wait_for_timeout(1000)
     editor.look_at()
-    assert editor.text() == drawn
+    return drawn
+
+
+def shown_outside(editor):
+    """Look at the subgraph's own node, which shows the promoted editor. Later frontends (1.49) show no extension's widget there: skipped, on another
+    host than that of ``make setup``.
+    """
+    editor.page.wait_for_timeout(1000)
+    if "COMFYUI_DIR" in os.environ and not editor.page.locator(".loom-track .picture").is_visible():
+        pytest.skip("this frontend does not show an extension's widget on a subgraph")
+    editor.look_at()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
+def test_in_a_subgraph(editor, vue):
+    editor.open(vue)
+    assert into_subgraph(editor) == editor.text()
     editor.drag((0.4, 0.4), (0.5, 0.5))
     near(editor.box(), (0.36, 0.3, 0.66, 0.74))
     inner = [n for n in editor.prompt().values() if n["class_type"] == "LoomTrackEditor"]
     assert [n["inputs"]["track"] for n in inner] == [editor.text()]
-    # the drawing as an input of the subgraph: the editor shows on the subgraph's own node
+    assert editor.page.errors == []
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
+def test_as_an_input_of_its_subgraph_it_shows_on_the_outside(editor, vue):
+    editor.open(vue)
+    drawn = into_subgraph(editor)
     editor.page.evaluate("() => { const slot = node.inputs.find(i => i.name === 'track'); made.subgraph.addInput('track', 'STRING').connect(slot, node) }")
     editor.page.evaluate("() => { made.node.size = [520, 520]; app.canvas.setGraph(app.graph); window.node = made.node }")
-    editor.page.wait_for_timeout(1000)
-    editor.look_at()
-    editor.drag((0.5, 0.5), (0.4, 0.5))
-    near(editor.box(), (0.26, 0.3, 0.56, 0.74), 0.02)
+    assert [n["inputs"]["track"] for n in editor.prompt().values()] == [drawn], "the drawing goes on being used, seen or not"
+    shown_outside(editor)
+    editor.drag((0.4, 0.4), (0.3, 0.4))
+    near(editor.box(), (0.16, 0.2, 0.46, 0.64), 0.02)
     inner = [n for n in editor.prompt().values() if n["class_type"] == "LoomTrackEditor"]
     assert [n["inputs"]["track"] for n in inner] == [editor.text()]
     saved = editor.saved()
@@ -258,7 +280,7 @@ def test_in_a_subgraph_and_promoted_to_its_outside(editor, vue):
     assert editor.page.errors == []
 
 
-def test_the_hosts_own_undo_takes_an_edit_back_and_its_promoted_widget_is_the_editor(editor):
+def test_the_hosts_own_undo_takes_an_edit_back(editor):
     editor.open()
     first = editor.text()
     tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
@@ -270,11 +292,17 @@ def test_the_hosts_own_undo_takes_an_edit_back_and_its_promoted_widget_is_the_ed
     assert editor.page.evaluate(f"{tracker}.undoQueue.length") == steps + 1, "an edit by keys is seen by the host"
     editor.page.evaluate(f"{tracker}.undo()")
     editor.page.wait_for_timeout(1200)
-    editor.page.evaluate("() => { window.node = app.graph._nodes[0]; window.made = app.graph.convertToSubgraph(new Set([node])) }")
+    editor.page.evaluate("() => { window.node = app.graph._nodes[0] }")
     assert editor.text() == first
+    assert editor.page.errors == []
+
+
+def test_promoted_as_a_widget_it_is_the_editor(editor):
+    editor.open()
+    editor.page.evaluate("() => { window.made = app.graph.convertToSubgraph(new Set([node])) }")
     editor.page.wait_for_timeout(1000)
     editor.page.evaluate("() => { made.node.size = [520, 520]; made.node.properties.proxyWidgets = [[String(made.subgraph.nodes[0].id), 'track']]; window.node = made.node }")
-    editor.look_at()
+    shown_outside(editor)
     editor.page.evaluate("() => { window.node = made.subgraph.nodes[0] }")
     editor.drag((0.2, 0.6), (0.4, 0.4))
     near(editor.box(), (0.26, 0.2, 0.56, 0.64), 0.02)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.differentiable import with_backward
+
 WARM_UP, DECAY = 100, 0.3
 EMA = 0.998
 SAVE_SECONDS = 240
@@ -71,8 +73,9 @@ class Trainer:
         """One optimiser step; returns the loss."""
         for p in self.live:
             p.grad = None
-        loss = self.task.loss(pool, self.step, steps, self.generator)
-        loss.backward()
+        with with_backward():
+            loss = self.task.loss(pool, self.step, steps, self.generator)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.others, 1.0)
         for view, p in zip(self.views, self.matrices, strict=True):
             view.grad = None if p.grad is None else p.grad.flatten(1)
