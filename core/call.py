@@ -24,16 +24,18 @@ QUEUE = "loom_queue"
 """Key in transformer_options under which the sampler of an endless clip says which of its windows a model call runs on."""
 
 
-def window_frames(options: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Absolute latent frames of the context window a model call runs on, None without one.
+def window_of(options: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, int]:
+    """(absolute latent frames of the context window a model call runs on, how many in front are dropped again); None, 0 without one.
 
     Later hosts than 0.3.75 put the frame before a window in front of it, so that its first latent frame is not read as a clip's first.
     """
     window = options.get("context_window")
     if window is None:
-        return None
+        return None, 0
     anchor = getattr(window, "causal_anchor_index", None)
-    return (*(() if anchor is None or anchor < 0 else (anchor,)), *window.index_list)
+    if anchor is None or anchor < 0:
+        return tuple(window.index_list), 0
+    return (anchor, *window.index_list), 1
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class AttentionCall:
 
     heads: query heads; width: head width. sigma: noise level of the step; progress: place in the schedule, 0 first, 1
     last. rows: per chunk of the batch 0 = positive conditioning, 1 = negative, as the host orders them; frames: absolute
-    latent frames of this context window, or None. uuids: identity of the conditioning of each chunk; steps: of the run. turn:
+    latent frames of this context window, or None; lead: how many of them stand in front of it and are dropped again. uuids: identity of the conditioning of each chunk; steps: of the run. turn:
     how many calls of this block and kind came before it in the same model call (VACE: one for each control video). replaced: the
     blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
     extra: the extra pass of a guidance method, None in the main one.
@@ -195,6 +197,7 @@ class AttentionCall:
     device: torch.device
     dtype: torch.dtype
     frames: tuple[int, ...] | None = None
+    lead: int = 0
     uuids: tuple[object, ...] = ()
     rope: object | None = None
     plane: object | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .call import window_frames
+from .call import window_of
 
 if TYPE_CHECKING:
     from .call import Block
@@ -80,7 +80,7 @@ def ends(methods: Sequence[GuidanceMethod], blocks: list[Block]) -> dict[str, di
 
 def names(options: dict[str, Any]) -> list[Hashable]:
     """Of the chunks of a model call's batch: conditioning and window. options: its transformer options; empty where the host does not tell."""
-    frames = window_frames(options)
+    frames, _ = window_of(options)
     found: list[Hashable] = [(uuid, frames) for uuid in options.get("uuids", ())]
     return found if len(found) == len(options.get("cond_or_uncond", ())) else []
 

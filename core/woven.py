@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import signature
-from .call import QUEUE, AttentionCall, Block, Seen, window_frames
+from .call import QUEUE, AttentionCall, Block, Seen, window_of
 from .errors import LoomError
 from .families.base import Mark, Place, Unclear, running
 from .parted import parted
@@ -101,6 +101,7 @@ class Woven:
         return place
 
     def _call(self, sig: signature.Signature, place: Place) -> AttentionCall:
+        frames, lead = window_of(sig.options)
         turn = self.turns[place.block, place.kind]
         self.turns[place.block, place.kind] += 1
         return AttentionCall(
@@ -117,7 +118,8 @@ class Woven:
             batch=sig.q.shape[0],
             device=sig.q.device,
             dtype=sig.q.dtype,
-            frames=window_frames(sig.options),
+            frames=frames,
+            lead=lead,
             uuids=tuple(sig.options.get("uuids", ())),
             rope=self.rope,
             plane=self.plane,

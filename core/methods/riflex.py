@@ -84,8 +84,8 @@ class RIFLEx(Method):
             return
         index = self.index(axis)
         old = float(axis.per_frame[index])
-        if grid[0] <= 2 * math.pi / old:
-            draft.leave(self.owner, f"{grid[0]} latent frames fit into the period of {2 * math.pi / old:.1f} frames of frequency k={index + 1}")
+        if grid[0] - call.lead <= 2 * math.pi / old:
+            draft.leave(self.owner, f"{grid[0] - call.lead} latent frames fit into the period of {2 * math.pi / old:.1f} frames of frequency k={index + 1}")
             return
         draft.prefer(self.owner, self.backend)
         draft.rotate(

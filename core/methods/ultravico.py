@@ -116,8 +116,8 @@ class UltraViCo(Method):
         grid = call.q.grid
         if grid is None:  # for the type checker; wants() has seen it
             return
-        if grid[0] <= self.train_frames:
-            draft.leave(self.owner, f"{grid[0]} latent frames are within the training length {self.train_frames}")
+        if grid[0] - call.lead <= self.train_frames:
+            draft.leave(self.owner, f"{grid[0] - call.lead} latent frames are within the training length {self.train_frames}")
             return
         draft.prefer(self.owner, self.backend)
         cfg = self.resolved(call.rope, grid[0])  # type: ignore[arg-type]

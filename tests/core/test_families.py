@@ -273,7 +273,7 @@ def test_wan_context_windows_tell_their_frames():
     assert torch.equal(out, run(patcher, model, STEPS)) and understood(record)
     anchored = getattr(handler, "causal_window_fix", False)  # later hosts put the frame before a window in front of it
     assert {c.frames for c in calls} == {(0, 1, 2, 3), (1, 2, 3, 4, 5) if anchored else (2, 3, 4, 5)}
-    assert all(c.q.grid == (len(c.frames), 2, 3) for c in calls)
+    assert all(c.q.grid == (len(c.frames), 2, 3) and len(c.frames) == 4 + c.lead for c in calls)
 
 
 def test_wan_ti2v_with_a_fixed_first_frame():

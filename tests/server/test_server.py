@@ -160,7 +160,7 @@ def test_it_works_inside_longer_context_windows(host, graph):
     alone = graph(LONG).in_windows(45).run(host)
     ours, report = graph(LONG).in_windows(45).add("LoomUltraViCo", **ULTRAVICO).run(host, report=True)
     assert not torch.equal(alone, ours)
-    assert "grid 12 frames x 4 x 4" in report
+    assert "grid 12 frames x 4 x 4" in report or "grid 13 frames x 4 x 4" in report  # later hosts put the frame before a window in front of it
 
 
 def test_second_run_equals_the_first(host, graph):

@@ -68,7 +68,7 @@ def test_context_windows_remember_for_themselves(host, graph, pattern):
     again, _ = go()  # after another graph, or the host would hand out what it still has
     assert torch.isfinite(ours).all()
     assert torch.equal(ours, again)
-    assert "grid 12 frames x 4 x 4" in report
+    assert "grid 12 frames x 4 x 4" in report or "grid 13 frames x 4 x 4" in report  # later hosts put the frame before a window in front of it
     assert not torch.equal(ours, stock)
 
 
