@@ -113,7 +113,7 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     run.noise = noise
     failed = True
     try:
-        _check(family, diffusion, noise, methods, run, guider.conds)
+        _check(family, diffusion, noise, kwargs, methods, run, guider.conds)
         _measure_launches(patcher, run)
         moving = _moving(methods)
         if moving:
@@ -129,10 +129,11 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
                     log.warning("%s changed nothing in this run%s", owner, "".join(f"; {r}" for r in run.reasons_against(owner)[:3]))
 
 
-def _check(family: Family, diffusion: Any, noise: Tensor, methods: tuple[Method, ...], run: Run, prompts: Any) -> None:
-    """Every method looks at the latent and the prompts before the first step."""
+def _check(family: Family, diffusion: Any, noise: Tensor, given: dict[str, Any], methods: tuple[Method, ...], run: Run, prompts: Any) -> None:
+    """Every method looks at the latent and the prompts before the first step. given: what the host hands on beside the noise."""
+    shapes = given.get("latent_shapes")  # of later hosts: video and sound come packed into one row
     try:
-        geometry = replace(family.geometry(diffusion, noise, None, {}), batch=noise.shape[0])
+        geometry = replace(family.geometry(diffusion, noise, None, {"latent_shapes": shapes} if shapes else {}), batch=noise.shape[0])
     except (IndexError, Unclear) as error:
         raise LoomError(f"the latent has the shape {tuple(noise.shape)}, which {family.name} cannot take ({error}); connect a latent made for this model.") from error
     run.grid = run.whole = geometry.grid

@@ -12,11 +12,12 @@ from .base import Family
 @lru_cache(maxsize=1)
 def families() -> tuple[Family, ...]:
     """All adapters, most specific first."""
-    from . import cosmos, flux, hunyuan_video, ltx, lumina, mochi, qwen_image, sd3, unet, wan
+    from . import cosmos, flux, hunyuan_video, ltx, ltx_av, lumina, mochi, qwen_image, sd3, unet, wan
 
     return (
         wan.Wan(),
         hunyuan_video.HunyuanVideo(),
+        ltx_av.LTXAV(),
         ltx.LTX(),
         mochi.Mochi(),
         cosmos.Cosmos(),

@@ -7,13 +7,14 @@ whose noise mask is below zero, and run the self-attention in parts where guides
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..call import Block, Project, Span
-from .base import Family, Laid, Place, RopeAxis, RopePlane, Unclear, grid_span, inside, layout, length, mark_dit, number, self_then_cross
+from .base import Family, Laid, Mark, Place, RopeAxis, RopePlane, Unclear, grid_span, inside, layout, length, mark_dit, number, self_then_cross
 
 FRAME_RATE = 25.0
 """Frames per second the host assumes when the conditioning names none."""
@@ -33,7 +34,11 @@ class LTX(Family):
         return number({"block": len(model.transformer_blocks)})
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
-        frames, y, w = x.shape[2], x.shape[3], x.shape[4]  # patches of 1 x 1 x 1
+        return self.laid(x.shape, context, extra)
+
+    def laid(self, shape: Sequence[int], context: Tensor | None, extra: dict[str, Any]) -> Laid:
+        """The geometry of a video latent of this shape [B, C, T, h, w]."""
+        frames, y, w = shape[2], shape[3], shape[4]  # patches of 1 x 1 x 1
         guides, rest = divmod(extra["keyframe_idxs"].shape[2], y * w) if extra.get("keyframe_idxs") is not None else (0, 0)
         if rest or guides >= frames:
             guides = 0  # guides that are no whole frames cannot be told apart
@@ -41,7 +46,7 @@ class LTX(Family):
         still = grid[0] == 1
         text, reference = length(context), guides * y * w
         mask = extra.get("denoise_mask")
-        if guides and mask is not None and mask.shape[2:] == x.shape[2:]:
+        if guides and mask is not None and tuple(mask.shape[2:]) == tuple(shape[2:]):
             reference = int((mask[0, :, -guides:] >= 0).all(0).sum())
         sequence = layout(grid_span(grid, still), Span("reference", reference))
         return Laid(grid, text, reference, still, sequence=sequence, prompt=layout(Span("text", text)))
@@ -50,10 +55,15 @@ class LTX(Family):
         mark_dit(options, self.blocks(model), {"block": "double_block"})
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
-        mark, whole = inside(options), geometry.sequence.length
-        if nq < whole and nk == whole:
-            raise Unclear(f"{mark.block} self: {nq} of {whole} queries, as the host runs it in parts where guides have strengths of their own")
+        mark = inside(options)
+        self.whole(mark, geometry, nq, nk)
         return self_then_cross(mark, geometry)
+
+    def whole(self, mark: Mark, geometry: Laid, nq: int, nk: int) -> None:
+        """Raises Unclear for a part of a self-attention."""
+        n = geometry.sequence.length
+        if mark.calls == 0 and nq < n and nk == n:
+            raise Unclear(f"{mark.block} self: {nq} of {n} queries, as the host runs it in parts where guides have strengths of their own")
 
     def text_width(self, model: Any) -> int | None:
         return None if model.caption_projection is None else model.caption_projection.linear_1.in_features
