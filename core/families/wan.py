@@ -1,12 +1,14 @@
 """Wan 2.1 and 2.2: text-to-video, image-to-video, TI2V, VACE, camera, Phantom-like references.
 
-Per block: self-attention over [reference frame,] video tokens [, appended reference frames], then cross-attention to the
+Per block: self-attention over [reference frame,] video tokens [, appended reference frames] [, in-context latents of later hosts, which are
+"other": they count time and places for themselves], then cross-attention to the
 text (image-to-video with a CLIP picture: first to the picture, then to the text). VACE runs blocks of its own between the
 main ones, once per control video; they are no part of the numbering.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +51,8 @@ class Wan(Family):
         if appended is not None:
             after = tokens(appended.shape[2], pt) * grid[1] * grid[2]
         text = length(context)
-        sequence = layout(Span("reference", before), grid_span(grid, still), Span("reference", after))
+        beside = sum(math.prod(tokens(n, p) for n, p in zip(y.shape[-3:], model.patch_size, strict=True)) for y in extra.get("context_latents") or ())
+        sequence = layout(Span("reference", before), grid_span(grid, still), Span("reference", after), Span("other", beside))
         return Laid(grid, text, before + after, still, sequence=sequence, prompt=layout(Span("text", text)))
 
     def mark(self, options: dict[str, Any], model: Any) -> None:

@@ -20,6 +20,13 @@ def hunyuan_text_first() -> bool:
     return first
 
 
+def wan_takes_latents_in_context() -> bool:
+    """Whether Wan reads further latents beside the video, each with a rotary table of its own."""
+    from comfy.ldm.wan.model import WanModel
+
+    return "context_latents" in inspect.getsource(WanModel.forward_orig)
+
+
 def ltx_guides(tokens: int) -> dict[str, Any]:
     """Conditioning of guide frames: positions of ``tokens`` tokens; later hosts want where each begins and ends, and a noise mask."""
     where = torch.arange(3.0 * tokens).view(1, 3, tokens)

@@ -252,6 +252,18 @@ def test_wan_context_windows_tell_their_frames():
     assert all(c.q.grid == (len(c.frames), 2, 3) and len(c.frames) == 4 + c.lead for c in calls)
 
 
+def test_wan_with_latents_in_its_context():
+    if not later_hosts.wan_takes_latents_in_context():
+        pytest.skip("this host's Wan takes no latents in context")
+    model = tiny("wan")
+    for cond in (model.positive, model.negative):
+        cond[0][1].update(context_latents=[torch.ones(1, 16, 1, 4, 4), torch.ones(1, 16, 2, 3, 4)])
+    out, calls, record = observe(model)
+    assert torch.equal(out, run(model.patcher, model, STEPS)) and understood(record)
+    assert not torch.equal(out, run(model.patcher, tiny("wan"), STEPS))
+    assert {words(c.q) for c in calls} == {"video3x2x3 other12"}
+
+
 def test_wan_ti2v_with_a_fixed_first_frame():
     """A noise mask gives every frame a timestep of its own; the layout stays."""
     model = tiny("wan_ti2v")
