@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -44,12 +45,20 @@ def ltx_table(diffusion: Any) -> tuple[Any, str]:
 
 def ltx_rotations(table: Any) -> Tensor:
     """Such a table as [N, H, D/2 of a head, 2, 2] or, where the heads are not told apart, [N, 1, width / 2, 2, 2]."""
+    _two_parts(table)
     return table[0][0] if isinstance(table, tuple) else table[0, 0][:, None]  # type: ignore[no-any-return]
 
 
 def on_ltx_table(table: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
     """A table changed: ``change(rotations, axis of the tokens)``."""
+    _two_parts(table)
     return (change(table[0], 1), *table[1:]) if isinstance(table, tuple) else change(table, 2)
+
+
+def _two_parts(table: Any) -> None:
+    """Hosts between (0.20) keep cosines and sines apart, in a form for each kind of pairs; that is not read here."""
+    if isinstance(table, tuple) and len(table) != 2:
+        pytest.skip("this host keeps LTX's rotary table in a form that the tests do not read")
 
 
 def _ltx_is_later() -> bool:

@@ -14,7 +14,7 @@ if CHROMIUM is None:
     pytestmark.append(pytest.mark.skip(reason="no Chromium on this machine; install one (Debian: apt-get install chromium) to run the browser tests"))
 
 READY = "!!(window.app?.extensionManager && window.LiteGraph?.registered_node_types?.LoomTrackEditor)"
-PANEL = "node => (node.widgets.find(w => w.name === 'track').element.trackPanel)"
+PANEL = "node => (node.widgets.find(w => w.name === 'track').element ?? document.querySelector('.loom-track')).trackPanel"
 
 
 class Editor:

@@ -21,7 +21,7 @@ app.registerExtension({
 function addEditor(node, name, start) {
   let value = start;
   const panel = new TrackPanel((text) => {
-    value = text;
+    keep(text);
     widget.callback?.(text);
     node.graph?.setDirtyCanvas(true, true);
     // an edit by keys ends with no mouse event that would tell the host
@@ -30,12 +30,17 @@ function addEditor(node, name, start) {
   const widget = node.addDOMWidget(name, "loom_track", panel.element, {
     getValue: () => value,
     setValue(text) {
-      value = typeof text === "string" ? text : JSON.stringify(text);
+      keep(typeof text === "string" ? text : JSON.stringify(text));
       panel.setText(value);
     },
     getMinHeight: () => panel.leastHeight() + 20,
     hideOnZoom: false,
   });
+  /** Some frontends (1.43) keep a copy of every value, which a subgraph reads in place of the widget's own. */
+  function keep(text) {
+    value = text;
+    if (widget._state) widget._state.value = text;
+  }
   panel.setText(value);
   letGraphHaveItsGestures(panel.element);
   followNode(node, panel);
