@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from attention_loom.core.tracks import Tracks
 from attention_loom.tools.headless import HostError
 from PIL import Image
@@ -40,6 +41,41 @@ def test_a_wrong_one_is_one_sentence_with_object_and_key_frame(host):
     with pytest.raises(HostError, match=r'object 1 "cat", key frame at 8: x1 0.30 is left of x0 0.45; swap them\.') as caught:
         host.run(prompt(wrong))
     assert len(str(caught.value)) < 600
+
+
+def given(host, track_nodes, socket):
+    """The path Draw Path makes of what these nodes of the host give into ``socket``; skipped where the host has no such nodes."""
+    if not {n["class_type"] for n in track_nodes.values()} <= set(host.get("/object_info")):
+        pytest.skip("this host has no such values")
+    done = host.run(prompt(TRACK, **{socket: [list(track_nodes)[-1], 0]}) | track_nodes)
+    return Tracks.parse(done.outputs["editor"]["loom_track"][0]), done.outputs["editor"]["loom_source"][0]
+
+
+def test_boxes_of_the_host_take_the_drawings_place(host):
+    box = {"class_type": "PrimitiveBoundingBox", "inputs": {"x": 16, "y": 12, "width": 32, "height": 24}}
+    tracks, source = given(host, {"box": box}, "boxes")
+    assert source == "connected"
+    assert tracks.boxes().shape == (1, 9, 4)
+    assert tracks.boxes()[0, 4].tolist() == pytest.approx([0.25, 0.25, 0.75, 0.75])
+
+
+def test_point_tracks_of_the_host_take_the_drawings_place(host):
+    made = {
+        "width": 64, "height": 48, "start_x": 0.25, "start_y": 0.5, "end_x": 0.75, "end_y": 0.5, "num_frames": 9, "num_tracks": 1, "track_spread": 0.0,
+        "bezier": False, "mid_x": 0.5, "mid_y": 0.5, "interpolation": "linear",
+    }  # fmt: skip
+    tracks, source = given(host, {"points": {"class_type": "GenerateTracks", "inputs": made}}, "tracks")
+    assert source == "connected"
+    middles = (tracks.boxes()[0, :, :2] + tracks.boxes()[0, :, 2:]) / 2
+    assert torch.allclose(middles[[0, 8]], torch.tensor([[0.25, 0.5], [0.75, 0.5]], dtype=middles.dtype), atol=0.03)
+    assert bool((middles[:, 0].diff() > 0).all())
+
+
+def test_without_anything_connected_the_drawing_counts(host):
+    """A host may give an unconnected input a value of its own; ours has none."""
+    info = host.get("/object_info")["LoomTrackEditor"]["input"]["optional"]
+    assert all(spec[1].get("forceInput") for name, spec in info.items() if name == "boxes")
+    assert host.run(prompt(TRACK)).outputs["editor"]["loom_source"][0] == "drawn"
 
 
 def test_the_editors_files_are_served_as_modules(host):
