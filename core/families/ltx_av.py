@@ -59,13 +59,12 @@ def _calls(options: dict[str, Any], video: TokenLayout, text: TokenLayout, sound
     with_video = options.get("run_vx", True)
     with_sound = options.get("run_ax", True) and sound.length > 0
     own = not options.get("stg_skip_self_attn", False)
-    calls: list[tuple[Kind, TokenLayout, TokenLayout]] = []
-    if with_video:
-        calls += [("self", video, video)] * own + [("cross", video, text)]
-    if with_sound:
-        calls += [("other", sound, sound)] * own + [("other", sound, text)]
-    if with_video and sound.length and options.get("a2v_cross_attn", True):
-        calls.append(("other", video, sound))
-    if with_sound and options.get("v2a_cross_attn", True):
-        calls.append(("other", sound, video))
-    return calls
+    every: tuple[tuple[bool, Kind, TokenLayout, TokenLayout], ...] = (
+        (with_video and own, "self", video, video),
+        (with_video, "cross", video, text),
+        (with_sound and own, "other", sound, sound),
+        (with_sound, "other", sound, text),
+        (with_video and sound.length > 0 and options.get("a2v_cross_attn", True), "other", video, sound),
+        (with_sound and options.get("v2a_cross_attn", True), "other", sound, video),
+    )
+    return [(kind, q, k) for runs, kind, q, k in every if runs]

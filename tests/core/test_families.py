@@ -264,6 +264,35 @@ def test_wan_with_latents_in_its_context():
     assert {words(c.q) for c in calls} == {"video3x2x3 other12"}
 
 
+def test_ltx_guides_of_their_own_strength_stay_stock_and_are_reported():
+    """The host then runs self-attention in parts: the video's queries, then the guides'."""
+    model = tiny("ltx_guides")
+    for cond in (model.positive, model.negative):
+        cond[0][1].update(guide_attention_entries=[{"pre_filter_count": 6, "strength": 0.5, "pixel_mask": None, "latent_shape": (1, 2, 3)}])
+    stock = run(model.patcher, model, STEPS)
+    if torch.equal(stock, run(model.patcher, tiny("ltx_guides"), STEPS)):
+        pytest.skip("this host's guides have no strengths")
+    out, calls, record = observe(model)
+    assert torch.equal(out, stock)
+    assert {e.reason for e in record.entries if e.kind == "call not understood"} >= {
+        f"block {i} self: 18 of 24 queries, as the host runs it in parts where guides have strengths of their own" for i in range(2)
+    }
+    assert {sentence(c) for c in calls} == {f"block {i} cross: video3x2x3 reference6 | text5" for i in range(2)}
+
+
+def test_ltx_guide_tokens_that_are_masked_out_are_not_counted():
+    model = tiny("ltx_guides")
+    if "concat_mask" not in model.positive[0][1]:
+        pytest.skip("this host drops no guide tokens")
+    mask = torch.ones(1, 1, 4, 2, 3)
+    mask[:, :, 3, :, 1:] = -1
+    for cond in (model.positive, model.negative):
+        cond[0][1].update(concat_mask=mask)
+    out, calls, record = observe(model)
+    assert torch.equal(out, run(model.patcher, model, STEPS)) and understood(record)
+    assert {words(c.q) for c in calls} == {"video3x2x3 reference2"}
+
+
 def test_wan_ti2v_with_a_fixed_first_frame():
     """A noise mask gives every frame a timestep of its own; the layout stays."""
     model = tiny("wan_ti2v")
