@@ -29,7 +29,7 @@ from ..core.methods.sparse import SparseAttention
 from ..core.methods.ultravico import UltraViCo
 from ..kernels.patterns.fit import Choice
 from .architectures import Architecture
-from .host import import_host
+from .host import import_host, of_this_host
 from .results import Results
 
 TABLE = "models"
@@ -160,7 +160,7 @@ def build(a: Architecture, device: str, dtype: torch.dtype) -> Any:
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = getattr(comfy.supported_models, a.config)(dict(a.unet))
+    config = getattr(comfy.supported_models, a.config)(of_this_host(dict(a.unet)))
     config.set_inference_dtype(dtype, None)
     at = torch.device(device)
     model = config.get_model({}, "", device=at)

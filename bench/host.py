@@ -7,10 +7,12 @@ they are missing: by modules that raise as soon as anything of them is touched, 
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import os
 import sys
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -104,3 +106,21 @@ def import_host(device: str) -> tuple[str, ...]:
     finally:
         sys.argv = arguments
     return absent
+
+
+_LATER: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideoParams", {"meanflow_sum": False}),
+    "flux": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": []}),
+    "flux2": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": [3]}),
+    "chroma": ("comfy.ldm.chroma.model", "ChromaParams", {"txt_ids_dims": [], "vec_in_dim": None}),
+}
+"""Settings that later hosts want and ComfyUI 0.3.75 does not know, as their model detection sets them: image_model -> class that takes them."""
+
+
+def of_this_host(unet: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration, written for ComfyUI 0.3.75, with what the imported host wants more."""
+    if unet.get("image_model") not in _LATER:
+        return unet
+    module, name, settings = _LATER[unet["image_model"]]
+    known = {f.name for f in fields(getattr(importlib.import_module(module), name))}
+    return unet | {k: v for k, v in settings.items() if k in known}

@@ -15,11 +15,10 @@ never change their weights. ``prompts=(5, 3)`` gives positive and negative promp
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 
 import later_hosts
 import torch
+from attention_loom.bench.host import of_this_host
 from torch import Tensor
 
 SEED = 20
@@ -352,14 +352,6 @@ RECIPES: dict[str, Recipe] = {
 
 NAMES = tuple(RECIPES)
 
-_LATER: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideoParams", {"meanflow_sum": False}),
-    "flux": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": []}),
-    "flux2": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": [3]}),
-    "chroma": ("comfy.ldm.chroma.model", "ChromaParams", {"txt_ids_dims": [], "vec_in_dim": None}),
-}
-"""Settings that later hosts want and ComfyUI 0.3.75 does not know, as their model detection sets them: image_model -> class that takes them."""
-
 
 # --- making them ------------------------------------------------------------------------------------------------------
 
@@ -389,7 +381,7 @@ def _model(name: str) -> Any:
     import comfy.utils
 
     recipe = RECIPES[name]
-    config = getattr(comfy.supported_models, recipe.config)(recipe.unet | _later(recipe.unet.get("image_model", "")))
+    config = getattr(comfy.supported_models, recipe.config)(of_this_host(recipe.unet))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "")
     randomise(model.diffusion_model)
@@ -404,15 +396,6 @@ def _model(name: str) -> Any:
     if type(loaded.model) is not type(model):
         raise AssertionError(f"{name}: the host read {type(loaded.model).__name__} from a {type(model).__name__}")
     return loaded
-
-
-def _later(image_model: str) -> dict[str, Any]:
-    """Those of ``_LATER`` that this host takes."""
-    if image_model not in _LATER:
-        return {}
-    module, name, settings = _LATER[image_model]
-    known = {f.name for f in fields(getattr(importlib.import_module(module), name))}
-    return {k: v for k, v in settings.items() if k in known}
 
 
 def randomise(module: torch.nn.Module) -> None:
