@@ -173,8 +173,9 @@ class AttentionCall:
 
     heads: query heads; width: head width. sigma: noise level of the step; progress: place in the schedule, 0 first, 1
     last. rows: per chunk of the batch 0 = positive conditioning, 1 = negative, as the host orders them; frames: absolute
-    latent frames of this context window, or None; lead: how many of them stand in front of it and are dropped again. uuids: identity of the conditioning of each chunk; steps: of the run. turn:
-    how many calls of this block and kind came before it in the same model call (VACE: one for each control video). replaced: the
+    latent frames of this context window, or None; lead: how many of them stand in front of it and are dropped again. uuids:
+    identity of the conditioning of each chunk; steps: of the run. turn: how many calls of this block and kind came before it in
+    the same model call (VACE: one for each control video). replaced: the
     blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
     extra: the extra pass of a guidance method, None in the main one.
     rope, plane: the temporal and the spatial rotary axes, as the family adapter reads them.

@@ -1,8 +1,8 @@
 """A backward pass for the one fused operation of later hosts that has none.
 
-Hosts after 0.3.75 run the norm and the rotation of queries and keys as one operation of comfy-kitchen. Where a training is announced they take the
-separate ones instead (:func:`differentiable.with_backward`), but Cosmos Predict2 asks nobody. Here that operation learns its gradient, by torch's own way of
-adding one to a foreign operation: the forward pass stays theirs.
+Hosts after 0.3.75 run the norm and the rotation of queries and keys as one operation of comfy-kitchen. Where a training is announced
+they take the separate ones instead (:func:`differentiable.with_backward`), but Cosmos Predict2 asks nobody. Here that operation
+learns its gradient, by torch's own way of adding one to a foreign operation: the forward pass stays theirs.
 """
 
 from __future__ import annotations

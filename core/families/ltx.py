@@ -1,7 +1,8 @@
 """LTX-Video: per block self-attention over the video, then cross-attention to the text.
 
-Guide frames are latent frames at the end of the sequence with positions of their own; they count as references. Later hosts than 0.3.75 drop guide tokens
-whose noise mask is below zero, and run the self-attention in parts where guides have strengths of their own: such calls stay stock.
+Guide frames are latent frames at the end of the sequence with positions of their own; they count as references. Later hosts than
+0.3.75 drop guide tokens whose noise mask is below zero, and run the self-attention in parts where guides have strengths of their
+own: such calls stay stock.
 """
 
 from __future__ import annotations

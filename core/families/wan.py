@@ -1,9 +1,9 @@
 """Wan 2.1 and 2.2: text-to-video, image-to-video, TI2V, VACE, camera, Phantom-like references.
 
-Per block: self-attention over [reference frame,] video tokens [, appended reference frames] [, in-context latents of later hosts, which are
-"other": they count time and places for themselves], then cross-attention to the
-text (image-to-video with a CLIP picture: first to the picture, then to the text). VACE runs blocks of its own between the
-main ones, once per control video; they are no part of the numbering.
+Per block: self-attention over [reference frame,] video tokens [, appended reference frames] [, in-context latents of later hosts,
+which are "other": they count time and places for themselves], then cross-attention to the text (image-to-video with a CLIP
+picture: first to the picture, then to the text). VACE runs blocks of its own between the main ones, once per control video; they
+are no part of the numbering.
 """
 
 from __future__ import annotations
