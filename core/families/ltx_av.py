@@ -1,8 +1,8 @@
 """LTX-2: video and sound in one model. In hosts later than ComfyUI 0.3.75; tried with 0.33.
 
-Per block, in this order: the video's self-attention and its cross-attention to the text, the same two for the sound, then video to
-sound and sound to video. Both latents come packed into one row of numbers, with their shapes beside it. What the sound takes part
-in is "other": no method reaches it.
+Per block, in this order: the video's self-attention and its cross-attention to the text, the same two for the sound, then the
+video reads the sound and the sound the video. Both latents come packed into one row of numbers, with their shapes beside it. What
+the sound takes part in is "other": no method reaches it.
 """
 
 from __future__ import annotations
