@@ -17,6 +17,7 @@ from tiny_models import SEED, randomise
 
 pytestmark = [
     pytest.mark.host,
+    pytest.mark.usefixtures("host"),
     pytest.mark.skipif(not (host_inprocess.host_dir() / "comfy" / "ldm" / "lightricks" / "av_model.py").is_file(), reason="this host has no LTX-2"),
 ]
 
@@ -31,28 +32,16 @@ VIDEO, SOUND = "video7x2x3", "other9"
 BLOCK = [f"self: {VIDEO}", f"cross: {VIDEO} | text5", f"other: {SOUND}", f"other: {SOUND} | text5", f"other: {VIDEO} | {SOUND}", f"other: {SOUND} | {VIDEO}"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def host():
-    host_inprocess.import_host()
-
-
-@pytest.fixture(autouse=True)
-def as_the_server_does(host):
-    with torch.inference_mode():
-        yield
-
-
 @pytest.fixture(scope="module")
 def patcher(host):
     import comfy.model_patcher
     import comfy.supported_models
 
-    with torch.inference_mode():
-        config = comfy.supported_models.LTXAV(dict(CONFIG))
-        config.set_inference_dtype(torch.float32, None)
-        model = config.get_model({}, "")
-        randomise(model.diffusion_model)
-        return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    config = comfy.supported_models.LTXAV(dict(CONFIG))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    randomise(model.diffusion_model)
+    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
 
 
 def run(patcher, text=1.0, sound=True, steps=2):
