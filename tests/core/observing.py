@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from attention_loom.core.attach import attach, record_of
 from attention_loom.core.methods.base import Method
+from tiny_models import sample as run
 
+STEPS = 2
 NOT_UNDERSTOOD = ("call not understood", "unreadable call")
 
 
@@ -29,3 +32,11 @@ def sentence(call):
 
 def understood(record):
     return [e for e in record.entries if e.kind in NOT_UNDERSTOOD] == []
+
+
+def observe(model, patcher=None, **more):
+    """(latent, calls, run) of a sampling run with an observer on the model."""
+    observer = Observer()
+    patched = attach(patcher or model.patcher, observer)
+    out = run(patched, model, STEPS, **more)
+    return out, observer.seen, record_of(patched).last
