@@ -113,6 +113,11 @@ _LATER: dict[str, tuple[str, str, dict[str, Any]]] = {
     "flux": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": []}),
     "flux2": ("comfy.ldm.flux.model", "FluxParams", {"txt_ids_dims": [3]}),
     "chroma": ("comfy.ldm.chroma.model", "ChromaParams", {"txt_ids_dims": [], "vec_in_dim": None}),
+    "chroma_radiance": (
+        "comfy.ldm.chroma_radiance.model",
+        "ChromaRadianceParams",
+        {"txt_ids_dims": [], "vec_in_dim": None, "use_x0": False, "use_sequential_txt_ids": False},
+    ),
 }
 """Settings that later hosts want and ComfyUI 0.3.75 does not know, as their model detection sets them: image_model -> class that takes them."""
 

@@ -295,8 +295,8 @@ def _replaced(options: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _rope(family: Family, diffusion: Any, extra: dict[str, Any], run: Run) -> RopeAxis | None:
-    """The temporal axis, built once per run and frame rate."""
-    key = ("rope", str(extra.get("frame_rate")), str(extra.get("fps")))
+    """The temporal axis, built once per run and what it may depend on."""
+    key = ("rope", *(str(extra.get(name)) for name in ("frame_rate", "fps", "ref_mask_flag")))
     if key not in run.state:
         run.state[key] = family.rope(diffusion, extra)
     return run.state[key]

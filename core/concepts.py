@@ -126,11 +126,13 @@ def _streams(clip: Any, prompt: str, length: int | None) -> list[Stream]:
         names = clips[:1] + (["t5xxl"] if encoder.t5xxl is not None else [])
     elif "FluxClipModel" in kinds:
         names = ["t5xxl"]
+    elif "Kandinsky5TEModel" in kinds:
+        names = ["qwen25_7b"]
     elif set(names) <= {"l", "g"}:
         names = names[:1]  # both cut the prompt alike and are joined channel by channel
     if not names or (len(names) > 1 and "SD3ClipModel" not in kinds):
         raise LoomError(
-            f"the text encoder {type(encoder).__name__} joins {', '.join(tokens)} in a way this version does not know; use SD 1.5, SDXL, SD3, FLUX, Qwen-Image, Lumina or Wan."
+            f"the text encoder {type(encoder).__name__} joins {', '.join(tokens)} in a way this version does not know; use SD 1.5, SDXL, SD3, FLUX, Qwen-Image, Lumina, Kandinsky 5 or Wan."
         )
     return [_stream(clip, name, tokens[name], prompt, length if len(names) == 1 else None) for name in names]
 

@@ -37,7 +37,7 @@ TABLE = {
     **dict.fromkeys(("SDXL", "SDXL_instructpix2pix", "SDXLRefiner", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"), _square(1024, many=True)),
     "SVD_img2vid": Trained(((1024, 576, 14), (1024, 576, 25))),
     "SD3": _square(1024),
-    **dict.fromkeys(("Flux", "FluxInpaint", "FluxSchnell", "Lumina2", "ZImage"), _square(1024, many=True)),
+    **dict.fromkeys(("Flux", "FluxInpaint", "FluxSchnell", "LongCatImage", "Lumina2", "ZImage", "HiDream", "Omnigen2", "AuraFlow"), _square(1024, many=True)),
     "QwenImage": _square(1328, many=True),
 }
 """By the name of the host's configuration class. Wan and SD 2 need a closer look, see :func:`known`."""
@@ -50,7 +50,7 @@ STRIDES = {
     "Wan21": (8, 4), "Wan22": (16, 4), "HunyuanVideo": (8, 4), "HunyuanVideo15": (16, 4), "HunyuanImage21": (32, 1), "LTXV": (32, 8),
     "Mochi": (8, 6), "Cosmos1CV8x8x8": (8, 8), "Flux2": (16, 1), "ChromaRadiance": (1, 1),
 }  # fmt: skip
-"""(pixels per latent pixel, frames per latent frame) by the host's latent format; all others are pictures at 8."""
+"""(pixels per latent pixel, frames per latent frame) by the host's latent format. Of others later hosts tell; on 0.3.75 they are pictures at 8."""
 
 
 def frame_stride(model: Any) -> int:
@@ -58,8 +58,16 @@ def frame_stride(model: Any) -> int:
     return _strides(model)[1]
 
 
+def token_stride(model: Any) -> int:
+    """Frames of the clip for each row of tokens in time but the first."""
+    diffusion = model.get_model_object("diffusion_model")
+    return frame_stride(model) * family_of(diffusion).frames_per_token(diffusion)
+
+
 def _strides(model: Any) -> tuple[int, int]:
-    return STRIDES.get(type(model.model.latent_format).__name__, (8, 1))
+    latent = model.model.latent_format
+    listed = next((STRIDES[c.__name__] for c in type(latent).__mro__ if c.__name__ in STRIDES), None)
+    return listed or (getattr(latent, "spacial_downscale_ratio", 8), getattr(latent, "temporal_downscale_ratio", 1))
 
 
 def known(model: Any) -> Trained | None:

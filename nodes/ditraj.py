@@ -12,7 +12,7 @@ from ..core.families import family_of
 from ..core.methods.ditraj import DiTraj
 from ..core.texts import joined, text_of
 from ..core.tracks import Tracks
-from ..core.trained import frame_stride
+from ..core.trained import token_stride
 from . import common
 from .track_editor import LOOM_TRACK
 
@@ -98,7 +98,7 @@ def configure(
     if len(texts) != len(track.objects):
         raise LoomError(f"the track has {len(track.objects)} objects and {len(texts)} foreground texts are connected; connect one text per object, in their order.")
     return DiTraj(
-        boxes=track.boxes()[:, :: frame_stride(model)],
+        boxes=track.boxes()[:, :: token_stride(model)],
         background=text_of(background, "background"),
         foregrounds=tuple(texts),
         strength=strength,

@@ -22,7 +22,7 @@ class Preset:
     repeat: float = 0.0
 
 
-PRESETS = {"Wan": Preset(k=6), "HunyuanVideo": Preset(k=4), "LTX": Preset(repeat=33.0)}
+PRESETS = {"Wan": Preset(k=6), "HunyuanVideo": Preset(k=4), "CogVideoX": Preset(k=2), "LTX": Preset(repeat=33.0)}
 CUSTOM = "custom"
 
 
@@ -43,7 +43,7 @@ class LoomRIFLEx(io.ComfyNode):
             inputs=[
                 common.model_input(),
                 io.Combo.Input("preset", options=["auto", *PRESETS, CUSTOM], default="auto",
-                               tooltip="Which frequency to slow for your model. auto recognises Wan, HunyuanVideo and LTX."),
+                               tooltip="Which frequency to slow for your model. auto recognises Wan, HunyuanVideo, CogVideoX and LTX."),
                 common.strength_input("How far the frequency is slowed."),
                 io.Int.Input("k", default=0, min=0, max=64, optional=True,
                              tooltip="Number of the frequency, from 1 (fastest). 0 takes the preset's, or with custom the one nearest to repeat_frames. (paper: k)"),

@@ -29,6 +29,7 @@ PRESETS = {
     "Wan 2.2 TI2V 5B": Preset(31, first_frame=True),
     "HunyuanVideo": Preset(33, period=50.0),
     "CogVideoX": Preset(13, period=20.0, gamma=2),
+    "CogVideoX 1.5": Preset(11),
 }
 CUSTOM = "custom"
 REPETITION = ["from preset", "off", "auto", "custom period"]
@@ -54,12 +55,12 @@ class LoomUltraViCo(io.ComfyNode):
             inputs=[
                 common.model_input(),
                 io.Combo.Input("preset", options=["auto", *PRESETS, CUSTOM], default="auto",
-                               tooltip="Values for your model. auto recognises Wan and HunyuanVideo; with custom you set train_frames yourself."),
+                               tooltip="Values for your model. auto recognises Wan, HunyuanVideo and CogVideoX; with custom you set train_frames yourself."),
                 io.Float.Input("alpha", default=0.9, min=0.05, max=1.0, step=0.01,
                                tooltip="How much attention to far frames keeps. 0.9 suits large models; lower is sharper and moves more but forgets more. 1 = no decay. (paper: alpha)"),
                 common.strength_input("How much of the decay is used; it moves alpha and beta towards 1."),
                 io.Int.Input("train_frames", default=0, min=0, max=512, optional=True,
-                             tooltip="Native length of the model in latent frames, which is (pixel frames - 1) / 4 + 1 for Wan and HunyuanVideo: 81 -> 21, 129 -> 33. 0 takes the preset's. (paper: L)"),
+                             tooltip="Native length of the model in latent frames, which is (pixel frames - 1) / 4 + 1 for Wan and HunyuanVideo: 81 -> 21, 129 -> 33; CogVideoX 1.5 counts pairs of them. 0 takes the preset's. (paper: L)"),
                 *common.window_inputs(),
                 *common.advanced(
                 io.Combo.Input("repetition", options=REPETITION, default="from preset", optional=True,
@@ -156,4 +157,6 @@ def _recognise(model: Any) -> str | None:
     family = family_of(diffusion).name
     if family == "Wan":
         return "Wan 2.2 TI2V 5B" if getattr(diffusion, "in_dim", 16) == 48 else "Wan 2.1 / 2.2 14B"
+    if family == "CogVideoX":
+        return "CogVideoX" if diffusion.patch_size_t is None else "CogVideoX 1.5"
     return "HunyuanVideo" if family == "HunyuanVideo" else None

@@ -47,11 +47,12 @@ class Laid(Geometry):
     """A geometry that already knows the order of the tokens.
 
     sequence: what the blocks run on: all tokens of a joint attention, or the queries of self- and cross-attention.
-    prompt: the text alone, as a cross-attention or a text refiner reads it.
+    prompt: the text alone, as a cross-attention or a text refiner reads it. sound: tokens of sound that stand apart.
     """
 
     sequence: TokenLayout = NOTHING
     prompt: TokenLayout = NOTHING
+    sound: TokenLayout = NOTHING
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class Family(ABC):
         """Whether a diffusion model (``model.diffusion_model``) belongs to this family."""
         return any(c.__name__ in self.classes for c in type(model).__mro__)
 
+    def refuses(self, model: Any) -> str | None:
+        """The class of :attr:`refused` a diffusion model is of, None where it can be used."""
+        return next((c.__name__ for c in type(model).__mro__ if c.__name__ in self.refused), None)
+
     @abstractmethod
     def blocks(self, model: Any) -> list[Block]:
         """The main blocks in order of execution: what a user's block selection counts. Refiners and side blocks are not in it."""
@@ -129,6 +134,10 @@ class Family(ABC):
     def batch_axis(self, model: Any) -> int:
         """The axis of the batch in what a block gives."""
         return 0
+
+    def frames_per_token(self, model: Any) -> int:
+        """Latent frames that one token holds."""
+        return 1
 
     def install(self, patcher: Any) -> None:
         """Put what cannot be put at run time on the clone (object patches). Called once per clone chain."""
@@ -239,10 +248,10 @@ def _through(options: dict[str, Any], block: Block, compute: Callable[[], Any]) 
     return compute() if prefix is None else prefix.through(block, compute)
 
 
-def mark_forward(patcher: Any, path: str, block: Block) -> None:
+def mark_forward(patcher: Any, path: str, block: Block, whole: bool = True) -> None:
     """Publish the running block by an object patch on its ``forward`` (families without a block replace).
 
-    path: of the block below the model, for instance "diffusion_model.layers.3".
+    path: of the block below the model, for instance "diffusion_model.layers.3". whole: its work can be taken over as a whole.
     """
     original = patcher.get_model_object(f"{path}.forward")
 
@@ -251,7 +260,7 @@ def mark_forward(patcher: Any, path: str, block: Block) -> None:
         if not options:
             return original(*args, **kwargs)
         kwargs["transformer_options"] = options | {MARK: Mark(block)}
-        return _through(options, block, lambda: original(*args, **kwargs))
+        return _through(options, block, lambda: original(*args, **kwargs)) if whole else original(*args, **kwargs)
 
     patcher.add_object_patch(f"{path}.forward", forward)
 

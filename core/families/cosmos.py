@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ class Cosmos(Family):
     """Adapter of ``comfy.ldm.cosmos.model`` (blocks in a dict) and ``comfy.ldm.cosmos.predict2`` (blocks in a list)."""
 
     name = "Cosmos"
-    classes = ("GeneralDIT", "MiniTrainDIT")
+    classes: ClassVar[tuple[str, ...]] = ("GeneralDIT", "MiniTrainDIT")
     video = True
 
     def blocks(self, model: Any) -> list[Block]:
@@ -25,6 +25,9 @@ class Cosmos(Family):
         """Cosmos 1 puts time and space first."""
         return 3 if getattr(model, "block_x_format", "") == "THWBD" else 0
 
+    def frames_per_token(self, model: Any) -> int:
+        return int(model.patch_temporal)
+
     def install(self, patcher: Any) -> None:
         model = patcher.get_model_object("diffusion_model")
         names = [name for name, _ in model.blocks.named_children()]
@@ -32,10 +35,14 @@ class Cosmos(Family):
             mark_forward(patcher, f"diffusion_model.blocks.{name}", block)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
+        return self.laid(model, x, length(context))
+
+    def laid(self, model: Any, x: Tensor, words: int) -> Laid:
+        """The geometry with that many text tokens."""
         side = model.patch_spatial
-        grid = (tokens(x.shape[2], model.patch_temporal), tokens(x.shape[3], side), tokens(x.shape[4], side))
+        grid = (tokens(x.shape[2], self.frames_per_token(model)), tokens(x.shape[3], side), tokens(x.shape[4], side))
         still = x.shape[2] == 1
-        text = Span("text", length(context))
+        text = Span("text", words)
         return Laid(grid, text.length, 0, still, sequence=layout(grid_span(grid, still)), prompt=layout(text))
 
     def mark(self, options: dict[str, Any], model: Any) -> None:

@@ -1,4 +1,4 @@
-"""FLUX.1, FLUX.2, Chroma and Chroma Radiance.
+"""FLUX.1, FLUX.2, Chroma and Chroma Radiance; LongCat-Image and Ovis-Image, which later hosts run as FLUX.
 
 Joint attention over text, picture [, reference pictures]; double blocks, then single blocks in the same order. FLUX.2 pads
 the prompt in front to 512 tokens before the model is called, so its text span holds the padding too.
@@ -28,8 +28,7 @@ class Flux(Family):
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
-        takes_references = any(c.__name__ == "Flux" for c in type(model).__mro__)  # Chroma is handed them and drops them
-        reference = picture_tokens(extra.get("ref_latents"), model.patch_size) if takes_references else 0
+        reference = picture_tokens(extra.get("ref_latents"), model.patch_size) if _is_flux(model) else 0
         text = Span("text", length(context))
         sequence = layout(text, grid_span(grid, True), Span("reference", reference))
         return Laid(grid, text.length, reference, True, sequence=sequence, prompt=layout(text))
@@ -39,7 +38,7 @@ class Flux(Family):
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         """FLUX.2 has four axes, which are not read. The host lets other nodes stretch both axes."""
-        stretch = options.get("rope_options") or {}
+        stretch = (_is_flux(model) and options.get("rope_options")) or {}
         return last_axes(model.pe_embedder, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
@@ -51,3 +50,8 @@ class Flux(Family):
             # the host's style reference puts its picture tokens in front of the prompt
             geometry = replace(geometry, sequence=TokenLayout((Span("other", added), *geometry.sequence.spans)))
         return joint(mark, geometry)
+
+
+def _is_flux(model: Any) -> bool:
+    """Whether it is no Chroma, which drops the reference pictures and the stretch of its axes that the host hands it."""
+    return any(c.__name__ == "Flux" for c in type(model).__mro__)

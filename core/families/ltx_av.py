@@ -7,21 +7,14 @@ the sound takes part in is "other": no method reaches it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..call import Block, Kind, Project, Span, TokenLayout
-from .base import NOTHING, Laid, Place, Unclear, inside, layout, length
+from .base import Laid, Place, Unclear, inside, layout, length
 from .ltx import LTX
-
-
-@dataclass(frozen=True)
-class LaidWithSound(Laid):
-    """sound: the tokens of the sound, reference sound in front."""
-
-    sound: TokenLayout = NOTHING
 
 
 class LTXAV(LTX):
@@ -35,13 +28,14 @@ class LTXAV(LTX):
         laid = self.laid(video, context, extra)
         steps = sound[0][2] if sound else 0  # [B, channels, time, frequencies]
         before = extra.get("ref_audio")
+        # reference sound in front
         spans = Span("other", 0 if before is None else length(before["tokens"])), Span("other", steps)
-        return LaidWithSound(**{f.name: getattr(laid, f.name) for f in fields(Laid)}, sound=layout(*spans))
+        return replace(laid, sound=layout(*spans))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
         self.whole(mark, geometry, nq, nk)
-        expected = _calls(options, geometry.sequence, geometry.prompt, getattr(geometry, "sound", NOTHING))
+        expected = _calls(options, geometry.sequence, geometry.prompt, geometry.sound)
         if mark.calls >= len(expected):
             raise Unclear(f"{mark.block}: attention call number {mark.calls + 1} of {len(expected)}")
         return Place(mark.block, *expected[mark.calls])

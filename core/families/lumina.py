@@ -1,16 +1,31 @@
-"""Lumina 2 and Z-Image: text refiner, picture refiner, then joint attention over text, picture.
+"""Lumina 2 and Z-Image, also in the space of pixels: text refiner, picture refiner, then joint attention over text, picture.
 
-Z-Image pads text and picture each to whole multiples of 32 tokens with learned padding tokens, behind the real ones.
+Z-Image pads text and picture each to whole multiples of 32 tokens with learned padding tokens, behind the real ones. With reference
+pictures (hosts later than ComfyUI 0.3.75) their own texts stand before and behind the prompt, what an image encoder makes of them,
+refined by itself, behind all texts, and they before the picture: each with such padding.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span, TokenLayout
-from .base import Family, Laid, Place, grid_span, inside, joint, layout, length, mark_forward, number, tokens
+from ..call import Block, Span, SpanKind, TokenLayout
+from .base import NOTHING, Family, Laid, Place, RopePlane, grid_span, inside, joint, layout, length, mark_forward, number, picture_tokens, tokens
+from .wan import last_axes
+
+REFINERS = {"context_refiner": "prompt", "siglip_refiner": "seen", "noise_refiner": "pictures"}
+"""Stacks of side blocks, and which part of the tokens each runs on."""
+
+
+@dataclass(frozen=True)
+class LaidInParts(Laid):
+    """seen: what an image encoder makes of the reference pictures; pictures: those and the generated one. With padding."""
+
+    seen: TokenLayout = NOTHING
+    pictures: TokenLayout = NOTHING
 
 
 class Lumina(Family):
@@ -27,26 +42,53 @@ class Lumina(Family):
         model = patcher.get_model_object("diffusion_model")
         for block in self.blocks(model):
             mark_forward(patcher, f"diffusion_model.layers.{block.index}", block)
-        for kind in ("context_refiner", "noise_refiner"):
-            for index, _ in enumerate(getattr(model, kind)):
+        for kind in REFINERS:
+            for index, _ in enumerate(getattr(model, kind, None) or ()):
                 mark_forward(patcher, f"diffusion_model.{kind}.{index}", Block(kind, index))
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
         text = length(context)
         multiple = getattr(model, "pad_tokens_multiple", None) or 1
-        words = layout(Span("text", text), Span("other", -text % multiple))
-        picture = layout(grid_span(grid, True), Span("other", -(grid[1] * grid[2]) % multiple))
-        return Laid(grid, text, 0, True, sequence=TokenLayout(words.spans + picture.spans), prompt=words)
+        references, around = extra.get("ref_latents") or (), extra.get("ref_contexts") or ()
+        sizes = [picture_tokens([y], model.patch_size) for y in references]
+        # padding stands where a reference picture has no text of its own
+        texts = [around[i].shape[1] if i < len(around) else multiple for i, _ in enumerate(references)]
+        behind = [y.shape[1] for y in around[len(references) :]] if references else []
+        seen = self._seen(model, extra.get("siglip_feats") or (), len(references), multiple)
+        words = layout(*_beside("other", texts, multiple), *padded(Span("text", text), multiple), *_beside("other", behind, multiple))
+        pictures = layout(*_beside("reference", sizes, multiple), *padded(grid_span(grid, True), multiple))
+        sequence = TokenLayout(words.spans + seen.spans + pictures.spans)
+        return LaidInParts(grid, text, sum(sizes), True, sequence=sequence, prompt=words, seen=seen, pictures=pictures)
+
+    @staticmethod
+    def _seen(model: Any, features: Any, references: int, multiple: int) -> TokenLayout:
+        """What an image encoder makes of the reference pictures; padding for those it was not shown and for the generated one."""
+        if not references or getattr(model, "siglip_embedder", None) is None:
+            return NOTHING
+        sizes = [y.shape[1] * y.shape[2] for y in features[:references]]
+        return layout(*_beside("reference", sizes, multiple), Span("other", multiple * (references - len(sizes) + 1)))
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         """Done by :meth:`install`: this host has no block replace here."""
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
-        if mark.block.kind == "context_refiner":
-            return Place(mark.block, "other", geometry.prompt, geometry.prompt)
-        if mark.block.kind == "noise_refiner":
-            picture = TokenLayout(geometry.sequence.spans[len(geometry.prompt.spans) :])
-            return Place(mark.block, "self", picture, picture)
+        if mark.block.kind in REFINERS and isinstance(geometry, LaidInParts):
+            part, kind = getattr(geometry, REFINERS[mark.block.kind]), "self" if mark.block.kind == "noise_refiner" else "other"
+            return Place(mark.block, kind, part, part)  # type: ignore[arg-type]
         return joint(mark, geometry)
+
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
+        """The host lets other nodes stretch both axes."""
+        stretch = options.get("rope_options") or {}
+        return last_axes(model.rope_embedder, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
+
+
+def padded(span: Span, multiple: int) -> tuple[Span, Span]:
+    """A span and what fills it up to whole multiples."""
+    return span, Span("other", -span.length % multiple)
+
+
+def _beside(kind: SpanKind, sizes: list[int], multiple: int) -> list[Span]:
+    return [span for n in sizes for span in padded(Span(kind, n), multiple)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +11,27 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+CLASSES = {"WanAnimate2Model", "BooguTransformer2DModel"}
+"""Diffusion models that ComfyUI 0.3.75 lacks, of families that it has."""
+
+
+def newer() -> bool:
+    """Whether this host is (about) the newest tried, in which every later class must be."""
+    return importlib.util.find_spec("comfy.ldm.cogvideo") is not None
+
+
+def wan_class(name: str) -> type | None:
+    """A class of the host's Wan models, None where it has no such."""
+    files = ("model", "model_animate", "model_animate2", "model_wandancer")
+    found = (getattr(importlib.import_module(f"comfy.ldm.wan.{file}"), name, None) for file in files if importlib.util.find_spec(f"comfy.ldm.wan.{file}"))
+    return next((cls for cls in found if cls is not None), None)
+
+
+def hands_options_on(model: type) -> bool:
+    """Whether every block a Wan class runs is given the transformer options."""
+    source = inspect.getsource(model.forward_orig)  # type: ignore[attr-defined]
+    return source.count("= block(") == source.count("transformer_options=transformer_options)") + source.count('transformer_options=args["transformer_options"])')
 
 
 def hunyuan_text_first() -> bool:

@@ -223,7 +223,7 @@ def test_unknown_and_unhookable_models_are_named():
 
     with pytest.raises(UnsupportedModel, match=r"Strange is not known .* Wan"):
         family_of(Strange())
-    with pytest.raises(UnsupportedModel, match="WanModel_S2V cannot be used: its "):
+    with pytest.raises(UnsupportedModel, match="WanModel_S2V cannot be used: in this ComfyUI its blocks"):
         family_of(WanModel_S2V())
 
 

@@ -99,18 +99,21 @@ def test_flux_reads_t5_alone_without_its_end_and_padding():
     assert len(found.words) < 40 and found.words[0] == 0
 
 
-def test_qwen_positions_are_those_after_the_dropped_template(monkeypatch):
+@pytest.mark.parametrize("family", ["qwen_image", "kandinsky5"])
+def test_qwen_positions_are_those_after_the_dropped_template(monkeypatch, family):
     """The host's own encoder class cuts the template; positions are checked against what it leaves."""
     import comfy.sd1_clip
-    from comfy.text_encoders.qwen_image import QwenImageTEModel, QwenImageTokenizer
 
-    tokenizer = QwenImageTokenizer()
+    host = pytest.importorskip(f"comfy.text_encoders.{family}")
+    tokenizer, encoder = (host.QwenImageTokenizer(), host.QwenImageTEModel) if family == "qwen_image" else (host.Kandinsky5Tokenizer(), host.Kandinsky5TEModel)
     batch = tokenizer.tokenize_with_weights(PROMPT.replace("(", "").replace(":1.3)", ""), True)
     n = len(batch["qwen25_7b"][0])
     numbered = torch.arange(n).view(1, n, 1)
     monkeypatch.setattr(comfy.sd1_clip.SD1ClipModel, "encode_token_weights", lambda self, pairs: (numbered, None, {"attention_mask": torch.ones(1, n)}))
-    left = QwenImageTEModel.encode_token_weights(object.__new__(QwenImageTEModel), batch)[0][0, :, 0].tolist()
-    found = locate(clip_of(tokenizer), PROMPT.replace("(", "").replace(":1.3)", ""), ["cat", "two frogs"], len(left))
+    made = object.__new__(encoder)
+    object.__setattr__(made, "clip_l", SimpleNamespace(encode_token_weights=lambda pairs: (None, None)))
+    left = made.encode_token_weights(batch)[0][0, :, 0].tolist()
+    found = locate(clip_of(tokenizer, made), PROMPT.replace("(", "").replace(":1.3)", ""), ["cat", "two frogs"], len(left))
     vocabulary = tokenizer.qwen25_7b.inv_vocab
     for concept in found.concepts:
         assert tuple(vocabulary[batch["qwen25_7b"][0][left[t]][0]] for t in concept.tokens) == concept.pieces

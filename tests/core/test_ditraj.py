@@ -22,7 +22,8 @@ from attention_loom.kernels import attend
 
 OWNER = DiTraj.owner
 LATENT = {"wan": (1, 16, 3, 8, 12), "hunyuan_video": (1, 16, 3, 8, 12), "ltx": (1, 128, 3, 4, 6), "cosmos_predict2": (1, 16, 3, 8, 12), "cosmos": (1, 16, 3, 8, 12)}
-WIDTH = {"wan": 4096, "hunyuan_video": 48, "ltx": 48, "cosmos_predict2": 48, "cosmos": 48}
+LATENT |= dict.fromkeys(tiny_models.here("cogvideo", "kandinsky5"), (1, 16, 3, 8, 12)) | dict.fromkeys(tiny_models.here("cogvideo_15"), (1, 16, 5, 8, 12))
+WIDTH = dict.fromkeys(LATENT, 48) | {"wan": 4096}
 GRID = (3, 4, 6)
 PATH = torch.tensor([[[0, 0, 2 / 6, 2 / 4], [2 / 6, 1 / 4, 5 / 6, 3 / 4], [4 / 6, 2 / 4, 1, 1]]], dtype=torch.float64)
 
@@ -245,6 +246,12 @@ def patch_table(monkeypatch, name, diffusion):
         owner, table = later_hosts.ltx_table(diffusion)
         stock = getattr(owner, table)
         monkeypatch.setattr(owner, table, lambda *a, **k: later_hosts.on_ltx_table(stock(*a, **k), lambda made, axis: gathered(made, axis, rows)))
+    elif name == "kandinsky5":
+        stock = diffusion.rope_encode_3d
+        monkeypatch.setattr(diffusion, "rope_encode_3d", lambda *a, **k: gathered(stock(*a, **k), 1, rows))
+    elif name.startswith("cogvideo"):
+        stock = diffusion._get_rotary_emb
+        monkeypatch.setattr(diffusion, "_get_rotary_emb", lambda *a, **k: tuple(gathered(table, 0, rows) for table in stock(*a, **k)))
     else:
         stock = diffusion.pos_embedder.generate_embeddings
         monkeypatch.setattr(diffusion.pos_embedder, "generate_embeddings", lambda *a, **k: gathered(stock(*a, **k), 0, rows))
@@ -295,9 +302,10 @@ def test_texts_are_read_as_the_model_reads_its_prompt(host):
 
 
 @pytest.mark.host
-def test_hunyuan_reads_the_joined_text_first_and_the_prompt_then(host):
-    model = big("hunyuan_video")
-    m = method("hunyuan_video", mask_end=0.5, rope_end=0.5)
+@pytest.mark.parametrize("name", ["hunyuan_video", *tiny_models.here("cogvideo", "cogvideo_15")])
+def test_joint_models_read_the_joined_text_first_and_the_prompt_then(host, name):
+    model = big(name)
+    m = method(name, mask_end=0.5, rope_end=0.5)
     texts = [m.background, *m.foregrounds]
     both = model._replace(positive=joined(model.positive, texts, 0.5))
     patched = attach(model.patcher, m)
@@ -305,7 +313,8 @@ def test_hunyuan_reads_the_joined_text_first_and_the_prompt_then(host):
     run = record_of(patched).last
     assert torch.isfinite(ours).all()
     planned = {(e.kind, e.parts) for e in run.entries if e.planned}
-    assert {("joint", ("labels", "rotation")), ("other", ("labels",))} <= planned
+    refiner = {("other", ("labels",))} if name == "hunyuan_video" else set()
+    assert {("joint", ("labels", "rotation")), *refiner} <= planned
     assert any(not e.planned and e.kind == "joint" for e in run.entries), "the last steps are stock"
 
 

@@ -8,9 +8,10 @@ import tiny_models
 import torch
 from attention_loom.core.attach import attach, record_of
 from attention_loom.core.errors import ConflictError, LoomError
+from attention_loom.core.families import family_of
 from attention_loom.core.methods.entropy_scale import EntropyScale, factor, logit_variance, measured_factor
 from attention_loom.core.methods.ultravico import UltraViCo
-from attention_loom.core.trained import TABLE, WAN_SIZES, Trained, known, trained_grids
+from attention_loom.core.trained import TABLE, WAN_SIZES, Trained, frame_stride, known, trained_grids
 from attention_loom.kernels import AttentionPlan, Modulation, attend, reference_attend
 
 OWNER = EntropyScale.owner
@@ -280,6 +281,19 @@ def test_trained_sizes_by_table_and_by_hand(host):
     assert grids("wan_ti2v", 1280, 704, 121) == (((31, 22, 40),), False)
     assert WAN_SIZES[5120].sizes == ((832, 480, 81), (1280, 720, 81))
     assert known(tiny_models.tiny("wan").patcher) is None, "neither 1.3B nor 14B"
+
+
+@pytest.mark.host
+def test_strides_are_the_hosts_own_where_it_tells(host):
+    told = 0
+    for name in tiny_models.NAMES:
+        patcher = tiny_models.tiny(name).patcher
+        latent = patcher.model.latent_format
+        if hasattr(latent, "temporal_downscale_ratio") and family_of(patcher.model.diffusion_model).video:
+            assert frame_stride(patcher) == latent.temporal_downscale_ratio, name
+            told += 1
+    if not told:
+        pytest.skip("this host does not tell how much its latents are smaller")
 
 
 @pytest.mark.host

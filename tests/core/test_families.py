@@ -3,13 +3,16 @@
 One table (``tiny_models.RECIPES``) for all families; the expected calls in it are written from the host's source.
 """
 
+import inspect
 import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 
 import host_inprocess
+import later_hosts
 import pytest
+import tiny_models
 import torch
 from attention_loom.core.attach import attach, record_of
 from attention_loom.core.call import Block
@@ -64,7 +67,7 @@ def test_blocks_are_numbered_in_order_of_execution(name):
     one_pass = [b for b, _ in groupby(ran)]
     assert one_pass == blocks * (len(one_pass) // len(blocks))
     beside = {c.block.kind for c in calls if c.block.ordinal < 0}
-    assert beside <= {"refiner", "context_refiner", "noise_refiner", "vace"}
+    assert beside <= {"refiner", "layer_refiner", "context_refiner", "noise_refiner", "siglip_refiner", "ref_image_refiner", "vace"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,7 +114,7 @@ def test_with_another_packs_override(name, order):
     assert understood(record_of(patched).last)
 
 
-@pytest.mark.parametrize("name", ["wan", "flux", "hunyuan_video", "qwen_image", "ltx", "mochi"])
+@pytest.mark.parametrize("name", ["wan", "flux", "hunyuan_video", "qwen_image", "ltx", "mochi", "aura_flow"])
 def test_with_another_packs_block_replace(name):
     """Ours composes with a block replace that is there, and one that comes later sees the same calls."""
     model = tiny(name)
@@ -168,10 +171,20 @@ def test_video_unet_with_as_many_frames_as_pixels():
 
 
 def test_text_as_long_as_the_picture_in_joint_families():
-    for name in ("flux", "qwen_image", "sd3", "lumina2", "mochi"):
+    for name in ("flux", "qwen_image", "sd3", "lumina2", "mochi", "hidream", "omnigen2", "aura_flow", *tiny_models.here("boogu")):
         model = tiny(name, prompts=(6, 6))
         calls = observe(model)[1]
         assert [sentence(c) for c in calls][: len(calls) // STEPS] == model.facts.calls(6), name
+
+
+def test_hidream_with_a_picture_to_edit_is_left_alone():
+    """Its tokens stand between those of the generated picture, row by row, which no layout says."""
+    model = tiny("hidream")
+    edited = {"concat_latent_image": torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(1))}
+    model = model._replace(positive=[[c, extra | edited] for c, extra in model.positive], negative=[[c, extra | edited] for c, extra in model.negative])
+    out, calls, record = observe(model)
+    assert torch.equal(out, run(model.patcher, model, STEPS)) and calls == []
+    assert {(e.kind, e.reason.rpartition(" lies ")[2]) for e in record.entries} == {("call not understood", "beside the generated one, in the same rows of 6 tokens")}
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,8 @@ class Keys(Observer):
             draft.watch(self.owner, lambda seen: self.seen.append((call, seen.k.detach().clone())))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mochi"])  # Mochi modulates its video by the prompt as well
+# Mochi modulates its video by the prompt as well, and HiDream-O1 does not read the conditioning but its tokens
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("mochi", "hidream_o1", "hidream_o1_references")])
 def test_the_text_stands_where_the_layout_says(name):
     """Another prompt changes keys of the first block that the layout calls text (or what pads it), and no others."""
     model = tiny(name)
@@ -209,35 +223,73 @@ def test_the_text_stands_where_the_layout_says(name):
 # --- what is not supported --------------------------------------------------------------------------------------------
 
 
+def test_sd3_is_not_taken_for_aura_flow():
+    """A base class of the one has the name of the other."""
+    assert [f.name for f in families() if f.matches(tiny("sd3").patcher.model.diffusion_model)] == ["SD3"]
+
+
 def test_an_unknown_model_is_named_with_what_is_supported():
-    class PixArtMS(torch.nn.Module):
+    class SomebodysModel(torch.nn.Module):
         pass
 
     with pytest.raises(UnsupportedModel) as error:
-        family_of(PixArtMS())
-    assert "PixArtMS" in str(error.value)
+        family_of(SomebodysModel())
+    assert "SomebodysModel" in str(error.value)
     assert all(f.name in str(error.value) for f in families())
 
 
-@pytest.mark.parametrize("name", ["WanModel_S2V", "HumoWanModel", "AnimateWanModel"])
+@pytest.mark.parametrize("name", ["WanModel_S2V", "WanAnimate2Model"])
 def test_classes_that_cannot_be_hooked_are_refused_with_the_reason(name):
-    import comfy.ldm.wan.model
-    import comfy.ldm.wan.model_animate
-
-    cls = getattr(comfy.ldm.wan.model, name, None) or getattr(comfy.ldm.wan.model_animate, name)
+    cls = later_hosts.wan_class(name)
+    if cls is None:
+        pytest.skip(f"this host has no {name}")
     model = cls.__new__(cls)
     torch.nn.Module.__init__(model)
+    if name == "WanModel_S2V" and later_hosts.hands_options_on(cls):
+        assert family_of(model).name == "Wan"
+        return
     with pytest.raises(UnsupportedModel, match=f"{name} cannot be used: .+ Use another Wan model"):
         family_of(model)
 
 
+def a_model_out_of_reach(name):
+    """(model of the host, arguments of a call)."""
+    import comfy.ops
+    from comfy.ldm.hydit.models import HunYuanDiT
+    from comfy.ldm.pixart.pixartms import PixArtMS
+
+    common = dict(hidden_size=32, depth=1, num_heads=2, patch_size=8, operations=comfy.ops.disable_weight_init)
+    x, t, text = torch.randn(1, 4, 64, 64), torch.ones(1), torch.randn(1, 4, 8)
+    if name == "PixArtMS":
+        return PixArtMS(caption_channels=8, micro_condition=False, **common), (x, t, text), {}
+    more = dict(text_embedding_mask=torch.ones(1, 4), encoder_hidden_states_t5=torch.randn(1, 4, 8), text_embedding_mask_t5=torch.ones(1, 4))
+    return HunYuanDiT(input_size=None, text_states_dim=8, text_states_dim_t5=8, text_len=4, text_len_t5=4, **common), (x, t, text), more
+
+
+@pytest.mark.parametrize("name", ["PixArtMS", "HunYuanDiT"])
+def test_families_out_of_reach_are_refused_and_the_reason_holds(name):
+    model, args, more = a_model_out_of_reach(name)
+    tiny_models.randomise(model.eval())
+    asked = Counter()
+
+    def override(func, *args, **kwargs):
+        asked["calls"] += 1
+        return func(*args, **kwargs)
+
+    assert torch.isfinite(model(*args, transformer_options={"optimized_attention_override": override}, **more)).all()
+    assert not asked, f"this host lets packs reach {name}"
+    with pytest.raises(UnsupportedModel, match=f"{name} cannot be used: .+ without the options"):
+        family_of(model)
+
+
 def test_every_class_an_adapter_names_exists_in_the_host():
+    """But for those of later hosts: their adapters say so, or :data:`later_hosts.CLASSES` does."""
     host = host_inprocess.host_dir() / "comfy" / "ldm"
     source = "\n".join(p.read_text(encoding="utf-8") for p in host.rglob("*.py"))
-    later = set() if (host / "lightricks" / "av_model.py").is_file() else {"LTXAVModel"}
     for family in families():
-        for name in {*family.classes, *family.refused} - later:
-            assert f"class {name}(" in source, name
+        later = "In hosts later than ComfyUI 0.3.75" in (inspect.getmodule(type(family)).__doc__ or "")
+        for name in {*family.classes, *family.refused} - (set() if later else later_hosts.CLASSES):
+            assert f"class {name}(" in source or (later and not later_hosts.newer()), name
 
 
 def test_a_block_reads_as_the_user_writes_it():

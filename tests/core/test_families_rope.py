@@ -1,6 +1,6 @@
 """What family adapters tell of rotary positions, against the host's own tables and embeddings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import later_hosts
 import pytest
@@ -10,14 +10,15 @@ from attention_loom.core.families import family_of
 from attention_loom.core.methods.base import Method
 from attention_loom.core.methods.riflex import frame_times
 from attention_loom.kernels.plan import Rotation
+from attention_loom.kernels.stages import rotate
 from observing import understood
+from tiny_models import here, tiny
 from tiny_models import sample as run
-from tiny_models import tiny
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 
 
-ROPE = ["wan", "hunyuan_video", "ltx", "cosmos", "cosmos_predict2"]
+ROPE = ["wan", "hunyuan_video", "ltx", "cosmos", "cosmos_predict2", *here("cogvideo", "cogvideo_15", "kandinsky5")]
 FRAMES = {"ltx": (1, 128, 9, 2, 3)}
 
 
@@ -37,6 +38,11 @@ def stock_rotations(name, diffusion, frames, rate=None, causal=False):
         more = {} if owner is ltx else {"use_middle_indices_grid": diffusion.use_middle_indices_grid, "num_attention_heads": 2}
         made = later_hosts.ltx_rotations(getattr(owner, table)(pixels, diffusion.inner_dim, torch.float64, **more))[::6]
         return made if made.shape[1] > 1 else made[:, 0].unflatten(1, (2, -1))
+    if name == "kandinsky5":
+        return diffusion.rope_encode_3d(frames, 4, 6, device="cpu", dtype=torch.float32)[0, ::6].double()
+    if name.startswith("cogvideo"):
+        cos, sin = (x[::6, None, ::2].double() for x in diffusion._get_rotary_emb(2, 3, frames, "cpu"))
+        return torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))
     return diffusion.pos_embedder(torch.zeros(1, frames, 2, 3, 64), fps=rate)[::6].unsqueeze(1).double()
 
 
@@ -103,8 +109,8 @@ def hosts_own_way(name, model, index, factor, monkeypatch):
     """The latent when the host's positional embedding itself is changed."""
     patcher = model.patcher.clone()
     diffusion = model.patcher.model.diffusion_model
-    if name in ("wan", "hunyuan_video"):
-        slot = "rope_embedder" if name == "wan" else "pe_embedder"
+    slot = {"wan": "rope_embedder", "hunyuan": "pe_embedder", "kandinsky5": "rope_embedder_3d"}.get(name.split("_")[0])
+    if slot is not None:
         patcher.add_object_patch(f"diffusion_model.{slot}", Spliced(getattr(diffusion, slot), index, factor))
         return run(patcher, model, 1)
     if name == "ltx":
@@ -129,6 +135,18 @@ def hosts_own_way(name, model, index, factor, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, table, precompute)
+            return run(patcher, model, 1)
+    if name.startswith("cogvideo"):
+        tables, step = diffusion._get_rotary_emb, int(factor)
+
+        def both(h, w, t, device):
+            stock, wide = tables(h, w, t, device), tables(h, w, t * step, device)
+            for table, source in zip(stock, wide, strict=True):
+                table[:, 2 * index : 2 * index + 2] = source.unflatten(0, (t * step, -1))[::step].flatten(0, 1)[:, 2 * index : 2 * index + 2]
+            return stock
+
+        with monkeypatch.context() as patch:
+            patch.setattr(diffusion, "_get_rotary_emb", both)
             return run(patcher, model, 1)
     original = diffusion.pos_embedder.generate_embeddings
 
@@ -167,7 +185,154 @@ def test_relative_rotation_equals_changing_the_hosts_embedding(name, index, monk
     assert apart(stock, theirs) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["mochi", "flux", "sd3", "sd15", "hunyuan_image"])
+@pytest.mark.parametrize("name", ["wan_fun_reference", "wan_phantom", "wan_humo_reference", *here("wan_dancer")])
+def test_all_frames_of_wan_turn_as_the_host_counts_them(name, monkeypatch):
+    """References before and behind the video stand in line with it; WanDancer counts thirtieths of a second."""
+    model = tiny(name)
+    diffusion = model.patcher.model.diffusion_model
+    index = 4
+    factor = 1 / float(family_of(diffusion).rope(diffusion).per_frame[index])
+    theirs = hosts_own_way(name, model, index, factor, monkeypatch)
+    stock, ours = run(model.patcher, model, 1), run(attach(model.patcher, Turn(index, factor)), model, 1)
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5 < 1e-4 < float((stock - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("rate", [30, 24, 7.5])
+def test_wan_dancers_frames_at_another_rate(rate):
+    if not here("wan_dancer"):
+        pytest.skip("this host lacks it")
+    diffusion = tiny("wan_dancer").patcher.model.diffusion_model
+    stock = diffusion.rope_encode(9, 4, 6, fps=rate, device="cpu", dtype=torch.float32)[0, ::6].double()
+    axis = family_of(diffusion).rope(diffusion, {"fps": rate})
+    angle = axis.times(9)[:, None] * axis.per_frame
+    turned = stock[:, 0, : len(axis.per_frame)]
+    assert torch.allclose(turned[..., 0, 0], angle.cos(), atol=1e-5) and torch.allclose(turned[..., 1, 0], angle.sin(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mochi", "flux", "sd3", "sd15", "hunyuan_image", *here("kandinsky5_image", "cogvideo_learned_positions", "minimax_h3")])
 def test_models_without_a_temporal_axis_have_none(name):
     diffusion = tiny(name).patcher.model.diffusion_model
     assert family_of(diffusion).rope(diffusion) is None
+
+
+# --- the picture plane ------------------------------------------------------------------------------------------------
+
+PLANE = here("anima", "krea2", "krea2_references", "ideogram4", "lens", "joyimage", "joyimage_edit", "mage_flow_edit", "hidream_o1", "z_image_pixel")
+EMBEDDERS = dict.fromkeys(here("flux", "qwen_image", "hidream", "chroma_radiance", "longcat_image"), "pe_embedder")
+EMBEDDERS |= dict.fromkeys(here("omnigen2_references", "boogu_references"), "rope_embedder.rope_embedder")
+"""Where a model's table is made from the positions of all its tokens."""
+MOVE = (1, 2)
+"""Tokens downwards and to the right."""
+
+
+def moved_picture(name, diffusion, monkeypatch):
+    """The host's positions of the generated picture moved, in its own way of counting them."""
+    move = torch.tensor([0, *MOVE])
+    if name in EMBEDDERS:
+        embedder = diffusion.get_submodule(EMBEDDERS[name])
+        original = embedder.forward
+
+        def embed(ids):
+            ids = ids.clone()
+            ids[:, slice(6) if name == "hidream" else slice(-6, None)] += move.to(ids)
+            return original(ids)
+
+        monkeypatch.setattr(embedder, "forward", embed)
+    elif name == "anima":
+        original = diffusion.pos_embedder.generate_embeddings
+
+        def generate(shape, **kwargs):
+            b, t, h, w, c = shape
+            wide = original((b, t, h + MOVE[0], w + MOVE[1], c), **kwargs).unflatten(0, (t, h + MOVE[0], w + MOVE[1]))
+            return wide[:, MOVE[0] :, MOVE[1] :].flatten(0, 2)
+
+        monkeypatch.setattr(diffusion.pos_embedder, "generate_embeddings", generate)
+    elif name.startswith("joyimage"):
+        original = diffusion._get_rotary_pos_embed_for_range
+
+        def table(start, stop, device=None):
+            by = (0, *MOVE) if start[0] == 0 else (0, 0, 0)
+            return original(tuple(a + d for a, d in zip(start, by)), tuple(b + d for b, d in zip(stop, by)), device=device)
+
+        monkeypatch.setattr(diffusion, "_get_rotary_pos_embed_for_range", table)
+    elif name == "lens":
+        import comfy.ldm.lens.model as lens
+
+        ids = lens._lens_position_ids
+
+        def positions(frame, height, width, *args, **kwargs):
+            return torch.cat([(out := ids(frame, height, width, *args, **kwargs))[: height * width] + move, out[height * width :]])
+
+        monkeypatch.setattr(lens, "_lens_position_ids", positions)
+    elif name == "z_image_pixel":
+        import comfy.ldm.lumina.model as lumina
+
+        positions_of = lumina.pos_ids_x
+        monkeypatch.setattr(lumina, "pos_ids_x", lambda *args, **kwargs: positions_of(*args, **kwargs) + move)
+    elif name == "hidream_o1":
+        table = diffusion.language_model.compute_freqs_cis
+
+        def turned(ids, device):
+            return table(torch.cat([ids[:, :-6], ids[:, -6:] + move[:, None]], 1), device)
+
+        monkeypatch.setattr(diffusion.language_model, "compute_freqs_cis", turned)
+    elif name == "ideogram4":
+        original = diffusion._image_position_ids
+        monkeypatch.setattr(diffusion, "_image_position_ids", lambda *args: original(*args) + move)
+    else:
+        process = diffusion.process_img
+
+        def moved(x, index=0):
+            tokens, ids, *rest = process(x, index=index)
+            return (tokens, ids + move if index == 0 else ids, *rest)
+
+        monkeypatch.setattr(diffusion, "process_img", moved)
+
+
+@dataclass(frozen=True)
+class FirstKeys(Method):
+    """Keeps the keys of the first call on the picture, in a main block or in a refiner before it."""
+
+    owner = "first keys"
+    kept: list = field(default_factory=list, compare=False)
+
+    def contribute(self, call, draft):
+        if (call.block.ordinal == 0 or call.block.kind == "noise_refiner") and not self.kept:
+            draft.watch(self.owner, lambda seen: self.kept.append((call, seen.k.detach().clone())))
+
+
+@pytest.mark.parametrize("name", [*PLANE, *EMBEDDERS])
+def test_moving_the_hosts_positions_turns_keys_as_the_plane_says(name, monkeypatch):
+    model = tiny(name)
+
+    def keys():
+        method = FirstKeys()
+        run(attach(model.patcher, method), model, 1, cfg=1.0)
+        return method.kept[0]
+
+    call, before = keys()
+    with monkeypatch.context() as patch:
+        moved_picture(name, model.patcher.model.diffusion_model, patch)
+        after = keys()[1]
+    where = (call.k.positions(torch.device("cpu")) >= 0).float()
+    expected = rotate(before, where[:, None] * torch.tensor(MOVE, dtype=torch.float32), call.plane.freqs, call.plane.pairing)
+    assert (after - before).abs().amax() > 0.1
+    # these count from 65536 and 4096, in single precision
+    assert torch.allclose(after, expected, atol={"ideogram4": 2e-2, "hidream_o1": 2e-3}.get(name, 1e-5))
+
+
+@pytest.mark.parametrize(("name", "stretched"), [("flux", True), ("chroma", False), ("chroma_radiance", False)])
+def test_a_stretch_of_the_plane_is_read_where_the_host_does(name, stretched, monkeypatch):
+    model = tiny(name)
+    diffusion, options = model.patcher.model.diffusion_model, {"rope_options": {"scale_x": 2.0, "scale_y": 1.0}}
+    tables, embedder = [], diffusion.pe_embedder
+    original = embedder.forward
+    monkeypatch.setattr(embedder, "forward", lambda ids: (tables.append(original(ids)), tables[-1])[1])
+    patcher = model.patcher.clone()
+    for more in ({}, options):
+        patcher.model_options["transformer_options"] = more
+        run(patcher, model, 1, cfg=1.0)
+    stock, theirs = tables
+    assert torch.equal(stock, theirs) != stretched
+    plain, ours = (family_of(diffusion).plane(diffusion, more).freqs for more in ({}, options))
+    assert torch.equal(ours, plain * torch.tensor([1.0, 2.0 if stretched else 1.0])[:, None, None])

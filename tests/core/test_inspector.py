@@ -15,6 +15,7 @@ from attention_loom.core.methods.inspector import Inspector
 from attention_loom.core.methods.softpag import SoftPAG
 from attention_loom.core.methods.ultravico import UltraViCo
 from attention_loom.core.schedule import BlockSelection
+from tiny_models import here
 
 pytestmark = pytest.mark.host
 WORDS = Located((Concept("red", (1,), ("red",)), Concept("blue ball", (2, 3), ("blue", "ball"))), (1, 2, 3), 5)
@@ -78,7 +79,11 @@ def test_it_is_no_method_that_changed_nothing():
 # --- which calls are read ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd15", "svd", "sd3", "flux", "qwen_image", "z_image", "wan", "hunyuan_video"])
+READ = ["sd15", "svd", "sd3", "flux", "qwen_image", "z_image", "wan", "hunyuan_video", "hidream", "omnigen2_references", "aura_flow"]
+READ += here("cogvideo", "kandinsky5", "minimax_h3_keyframes")
+
+
+@pytest.mark.parametrize("name", READ)
 def test_every_call_of_the_main_blocks_is_read_once_per_step(name):
     study, _, model = inspect(name)
     expected = {}

@@ -10,8 +10,9 @@ from attention_loom.core.methods.ultravico import UltraViCo
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 VIDEO = ["wan", "wan_vace", "hunyuan_video", "hunyuan_video_15", "ltx", "mochi", "cosmos", "cosmos_predict2"]
+VIDEO += tiny_models.here("cogvideo", "cogvideo_15_i2v", "kandinsky5", "minimax_h3", "minimax_h3_keyframes")
 PICTURE = ["flux", "sd3", "sd15"]
-ROTARY = ["wan", "hunyuan_video", "ltx"]
+ROTARY = ["wan", "hunyuan_video", "ltx", *tiny_models.here("cogvideo", "kandinsky5")]
 
 
 def names(wanted):

@@ -14,7 +14,11 @@ from softpag_runs import by_hand, counted, explicit, softpag, watched
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("host")]
 JOINT = ["flux", "flux_references", "flux2", "chroma", "sd3", "qwen_image", "qwen_image_edit", "lumina2", "z_image", "hunyuan_video", "hunyuan_video_15", "hunyuan_image", "mochi"]
+JOINT += tiny_models.here("cogvideo", "cogvideo_15_i2v", "minimax_h3", "minimax_h3_references")
+JOINT += ["hidream", "omnigen2", "omnigen2_references", "aura_flow", "chroma_radiance", *tiny_models.here("boogu", "boogu_references", "longcat_image_edit")]
+JOINT += tiny_models.here("krea2_references", "ideogram4", "lens", "joyimage_edit", "mage_flow", "z_image_pixel", "pixeldit", "pid")
 SELF = ["wan", "wan_fun_reference", "wan_vace", "wan_i2v", "ltx", "ltx_guides", "cosmos", "cosmos_predict2", "sd15", "svd"]
+SELF += tiny_models.here("anima", "kandinsky5", "kandinsky5_image")
 
 
 @pytest.fixture
@@ -88,7 +92,11 @@ def test_chosen_heads_of_one_block_are_mixed_in_every_family(name, planned):
         assert torch.equal(ours[:, :head], stock[:, :head])
 
 
-@pytest.mark.parametrize("name", ["flux_references", "sd3", "z_image", "hunyuan_video_15"])
+PARTED = ["flux_references", "sd3", "z_image", "hunyuan_video_15", "hidream", "omnigen2_references", "aura_flow"]
+PARTED += tiny_models.here("boogu_references", "cogvideo", "minimax_h3_references")
+
+
+@pytest.mark.parametrize("name", PARTED)
 @pytest.mark.parametrize("rows", ["image_rows", "image_image"])
 def test_text_rows_keep_their_attention(name, rows, planned):
     model = tiny_models.tiny(name)

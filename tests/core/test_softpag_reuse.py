@@ -17,6 +17,8 @@ LAST = {
     "sd3": "-1",
     "wan": "-1",
     "wan_vace": "-1",
+    "wan_animate": "-1",
+    "wan_humo": "-1",
     "qwen_image": "-1",
     "hunyuan_video": "-1",
     "ltx": "-1",
@@ -24,6 +26,12 @@ LAST = {
     "cosmos_predict2": "-1",
     "z_image": "-1",
     "mochi": "-1",
+    "hidream": "-1",
+    "omnigen2_references": "-1",
+    "aura_flow": "-1",
+    **dict.fromkeys(tiny_models.here("cogvideo", "kandinsky5"), "-1"),
+    **dict.fromkeys(tiny_models.here("boogu_references"), "-1"),
+    **dict.fromkeys(tiny_models.here("anima", "krea2_references", "ideogram4", "lens", "joyimage_edit", "mage_flow", "z_image_pixel", "pixeldit", "pid"), "-1"),
 }
 
 
@@ -58,7 +66,7 @@ def test_blocks_taken_over_do_not_run(name, path):
         hook.remove()
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3", "wan", "hunyuan_video"])
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan", "hunyuan_video", "hidream", "omnigen2_references", "aura_flow"])
 @pytest.mark.parametrize("prompts", [(5, 5), (5, 3)])
 def test_blocks_taken_over_with_cfg_differ_by_rounding(name, prompts):
     video = name in ("wan", "hunyuan_video")

@@ -22,7 +22,11 @@ def sparse(name="draft", density=0.4, block=4, **more):
     return SparseAttention(Choice(name, density, block=block, tail=tail), min_tokens=0, **more)
 
 
-@pytest.mark.parametrize("family", tiny_models.NAMES)
+# masked pair by pair, or with fewer queries than keys: their calls stay as they are
+STAY = ("ideogram4_padded_text", "hidream_o1", "hidream_o1_references")
+
+
+@pytest.mark.parametrize("family", [n for n in tiny_models.NAMES if n not in STAY])
 def test_it_reaches_every_family(family):
     host_inprocess.import_host()
     with torch.inference_mode():

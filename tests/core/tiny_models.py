@@ -49,6 +49,11 @@ def _here() -> tuple[str, ...]:
 NAMES = _here() or tuple(RECIPES)
 
 
+def here(*names: str) -> list[str]:
+    """Those of these recipes whose model this host has; a name that no recipe has is an error."""
+    return [name for name in names if RECIPES[name] and name in NAMES]
+
+
 def tiny(name: str, prompts: tuple[int, int] | None = None, latent: tuple[int, ...] | None = None) -> Tiny:
     """A model and its inputs. prompts: tokens of the positive and the negative; latent: another latent shape."""
     recipe = RECIPES[name]
@@ -58,11 +63,21 @@ def tiny(name: str, prompts: tuple[int, int] | None = None, latent: tuple[int, .
 
 
 def sample(patcher: Any, model: Tiny, steps: int = 2, cfg: float = 3.0, sampler: str = "euler", **more: Any) -> Tensor:
-    """The sampled latent, through ``comfy.sample.sample``: seeded noise, positive and negative conditioning."""
+    """The sampled latent (of two, the picture's), through ``comfy.sample.sample``: seeded noise, positive and negative conditioning."""
     import comfy.sample
 
-    noise = comfy.sample.prepare_noise(model.latent, SEED)
-    return comfy.sample.sample(patcher, noise, steps, cfg, sampler, "simple", model.positive, model.negative, model.latent, disable_pbar=True, seed=SEED, **more)
+    latent = model.latent if model.facts.sound is None else _with_sound(model.latent, model.facts.sound)
+    noise = comfy.sample.prepare_noise(latent, SEED)
+    if model.facts.sigma is not None:
+        more = {"sigmas": torch.linspace(model.facts.sigma, 0.0, steps + 1)} | more
+    out = comfy.sample.sample(patcher, noise, steps, cfg, sampler, "simple", model.positive, model.negative, latent, disable_pbar=True, seed=SEED, **more)
+    return out if model.facts.sound is None else out.unbind()[0]
+
+
+def _with_sound(picture: Tensor, shape: tuple[int, ...]) -> Any:
+    import comfy.nested_tensor
+
+    return comfy.nested_tensor.NestedTensor([picture, torch.zeros(shape)])
 
 
 @cache
@@ -75,6 +90,7 @@ def _model(name: str) -> Any:
 
     recipe = RECIPES[name]
     config = getattr(comfy.supported_models, recipe.config)(of_this_host(recipe.unet))
+    config.unet_config.update(recipe.forced)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "")
     randomise(model.diffusion_model)
@@ -94,7 +110,7 @@ def _model(name: str) -> Any:
 def randomise(module: torch.nn.Module) -> None:
     """Seeded weights of ordinary size: matrices by fan-in, norms near one, the rest small."""
     g = torch.Generator().manual_seed(SEED)
-    for key, p in (*module.named_parameters(), *((k, b) for k, b in module.named_buffers() if k.endswith("pos_embed"))):
+    for key, p in (*module.named_parameters(), *((k, b) for k, b in module.named_buffers() if k.endswith(("pos_embed", "rope.inv_freq")))):
         value = torch.randn(p.shape, generator=g)
         if p.ndim >= 2:
             value /= max(1.0, p[0].numel()) ** 0.5

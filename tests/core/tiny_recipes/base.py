@@ -19,7 +19,8 @@ class Facts:
     """What is true of a tiny model, independent of our code.
 
     family: name the user reads. heads: of every attention. grid: (T, Y, X) tokens. blocks: (kind, index) in order of
-    execution, only where it is worth writing down. calls: see the module.
+    execution, only where it is worth writing down. calls: see the module. sigma: noise level at which its sampling starts, None
+    for the schedule's own. sound: latent shape of the sound that is sampled with it.
     """
 
     family: str
@@ -27,6 +28,8 @@ class Facts:
     grid: tuple[int, int, int]
     calls: Callable[[int], list[str]]
     still: bool = False
+    sigma: float | None = None
+    sound: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Recipe:
     """How to make one. config: class in ``comfy.supported_models``; unet: its unet_config. loader: save it and load it
     through ``comfy.sd.load_diffusion_model`` (with this metadata). width: of the prompt; extra(generator) -> more entries
     of the conditioning. joined: prompts of unequal length run in one batch, repeated to a common length (U-Nets); otherwise in
-    a call each. prompts: tokens of the positive and the negative.
+    a call each. prompts: tokens of the positive and the negative. forced: settings the host's class in ``comfy.supported_models``
+    makes itself, smaller.
     """
 
     config: str
@@ -47,6 +51,7 @@ class Recipe:
     extra: Callable[[torch.Generator, int], dict[str, Any]] = field(default=lambda g, n: {})
     joined: bool = False
     prompts: tuple[int, int] = (5, 5)
+    forced: dict[str, Any] = field(default_factory=dict)
 
 
 def twice(*parts: str, kind: str = "block", n: int = 2) -> list[str]:

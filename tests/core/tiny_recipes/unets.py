@@ -1,4 +1,4 @@
-"""SD 1.5, SDXL and SVD."""
+"""SD 1.5, SDXL, SDXS and SVD."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ _KOALA_LAYERS = [
 ]  # fmt: skip
 
 
+def _sdxs_calls(n: int) -> list[str]:
+    """At the top both attentions of a layer read the text, and there is no middle."""
+    calls = _unet_layers([layer for layer in _SD15_LAYERS if layer[0] != "middle 0.0"])(n)
+    return [call.replace("self: image1x4x6", f"cross: image1x4x6 | text{n}") for call in calls]
+
+
 def _svd_calls(n: int) -> list[str]:
     out = []
     for block, size in (("input 1", "4x6"), ("input 3", "2x3"), ("middle 0", "2x3"), ("output 0", "2x3"), ("output 1", "2x3"), ("output 2", "4x6"), ("output 3", "4x6")):
@@ -43,6 +49,9 @@ RECIPES: dict[str, Recipe] = {
         _UNET | dict(num_res_blocks=[1, 1, 1], transformer_depth=[0, 2, 5], transformer_depth_output=[0, 0, 2, 2, 5, 5], channel_mult=[1, 1, 1], num_classes="sequential",
                      use_linear_in_transformer=True, context_dim=2048, adm_in_channels=2816),
         (1, 4, 4, 6), 2048, Facts("SD 1.5 / SDXL", 5, (1, 4, 6), _unet_layers(_KOALA_LAYERS), still=True), loader=True, extra=pooled(1280), joined=True,
+    ),
+    "sdxs": Recipe(
+        "SD15", _UNET | dict(transformer_depth_middle=-2, disable_self_attentions=[True, False]), (1, 4, 4, 6), 768, Facts("SD 1.5 / SDXL", 8, (1, 4, 6), _sdxs_calls, still=True), joined=True,
     ),
     "svd": Recipe(
         "SVD_img2vid",

@@ -15,9 +15,11 @@ _V = "video3x2x3"
 _REF = "reference6"
 
 
-def _wan(name: str, calls: Callable[[int], list[str]], *, config: str = "WAN21_T2V", latent: tuple[int, ...] = VIDEO_LATENT, **more: Any) -> Recipe:
+def wan(calls: Callable[[int], list[str]], *, config: str = "WAN21_T2V", latent: tuple[int, ...] = VIDEO_LATENT, loader: bool = True, **more: Any) -> Recipe:
+    """A recipe; more: entries of the configuration, and extra."""
     extra = more.pop("extra", lambda g, n: {})
-    return Recipe(config, _WAN | more, latent, 4096, Facts("Wan", 2, (3, 2, 3), calls), loader=True, extra=extra)
+    grid = (latent[2], latent[3] // 2, latent[4] // 2)
+    return Recipe(config, _WAN | more, latent, 4096, Facts("Wan", 2, grid, calls), loader=loader, extra=extra)
 
 
 def _wan_calls(n: int) -> list[str]:
@@ -25,31 +27,30 @@ def _wan_calls(n: int) -> list[str]:
 
 
 RECIPES: dict[str, Recipe] = {
-    "wan": _wan("wan", _wan_calls),
-    "wan_ti2v": _wan("wan_ti2v", _wan_calls, config="WAN22_T2V", latent=(1, 48, 3, 4, 6), in_dim=48, out_dim=48),
-    "wan_i2v": _wan(
-        "wan_i2v", lambda n: twice(f"self: {_V}", f"cross: {_V} | reference257", f"cross: {_V} | text{n}"), config="WAN21_I2V",
+    "wan": wan(_wan_calls),
+    "wan_ti2v": wan(_wan_calls, config="WAN22_T2V", latent=(1, 48, 3, 4, 6), in_dim=48, out_dim=48),
+    "wan_i2v": wan(
+        lambda n: twice(f"self: {_V}", f"cross: {_V} | reference257", f"cross: {_V} | text{n}"), config="WAN21_I2V",
         model_type="i2v", in_dim=36, extra=clip(257, 1280),
     ),
     # without a CLIP picture the host reads the whole prompt through the picture's projections as well
-    "wan_i2v_blind": _wan(
-        "wan_i2v_blind", lambda n: twice(f"self: {_V}", f"cross: {_V} | text{n}", f"cross: {_V} | text{n}"), config="WAN21_I2V", model_type="i2v", in_dim=36,
+    "wan_i2v_blind": wan(
+        lambda n: twice(f"self: {_V}", f"cross: {_V} | text{n}", f"cross: {_V} | text{n}"), config="WAN21_I2V", model_type="i2v", in_dim=36,
     ),
-    "wan_fun_reference": _wan(
-        "wan_fun_reference", lambda n: twice(f"self: {_REF} {_V}", f"cross: {_REF} {_V} | text{n}"), in_dim_ref_conv=16,
+    "wan_fun_reference": wan(
+        lambda n: twice(f"self: {_REF} {_V}", f"cross: {_REF} {_V} | text{n}"), in_dim_ref_conv=16,
         extra=lambda g, n: {"reference_latents": [randn(g, 1, 16, 1, 4, 6)]},
     ),
-    "wan_phantom": _wan(
-        "wan_phantom", lambda n: twice(f"self: {_V} reference12", f"cross: {_V} reference12 | text{n}"),
+    "wan_phantom": wan(
+        lambda n: twice(f"self: {_V} reference12", f"cross: {_V} reference12 | text{n}"),
         extra=lambda g, n: {"time_dim_concat": randn(g, 1, 16, 2, 4, 6)},
     ),
-    "wan_vace": _wan(
-        "wan_vace",
+    "wan_vace": wan(
         lambda n: [f"{b} {p}" for b in ("block 0", "vace 0", "block 1") for p in (f"self: {_V}", f"cross: {_V} | text{n}")],
         config="WAN21_Vace", model_type="vace", vace_layers=1, vace_in_dim=96,
     ),
-    "wan_camera": _wan(
-        "wan_camera", lambda n: twice(f"self: {_V}", f"cross: {_V} | reference257", f"cross: {_V} | text{n}"), config="WAN21_Camera",
+    "wan_camera": wan(
+        lambda n: twice(f"self: {_V}", f"cross: {_V} | reference257", f"cross: {_V} | text{n}"), config="WAN21_Camera",
         model_type="camera", in_dim=32, extra=lambda g, n: clip(257, 1280)(g, n) | {"camera_conditions": randn(g, 1, 24, 3, 32, 48)},
     ),
 }  # fmt: skip

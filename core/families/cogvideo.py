@@ -1,0 +1,65 @@
+"""CogVideoX 1.0 and 1.5: text-to-video, image-to-video, inpaint. In hosts later than ComfyUI 0.3.75; tried with 0.33.
+
+One joint attention per block over text, video. A start picture and what is to be painted over come as channels of the latent and
+add no tokens. 1.5 packs two latent frames into one token. Only the video is rotated, and not in models with learned positions.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+from ..call import Block, Span
+from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, joint, layout, length, mark_forward, number, tokens
+from .wan import first_axis, last_axes
+
+
+class CogVideoX(Family):
+    """Adapter of ``comfy.ldm.cogvideo.model``."""
+
+    name = "CogVideoX"
+    classes = ("CogVideoXTransformer3DModel",)
+    joint = True
+    video = True
+
+    def blocks(self, model: Any) -> list[Block]:
+        return number({"block": len(model.blocks)})
+
+    def frames_per_token(self, model: Any) -> int:
+        return int(model.patch_size_t or 1)
+
+    def install(self, patcher: Any) -> None:
+        for block in self.blocks(patcher.get_model_object("diffusion_model")):
+            mark_forward(patcher, f"diffusion_model.blocks.{block.index}", block)
+
+    def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
+        side = model.patch_size
+        grid = (tokens(x.shape[2], self.frames_per_token(model)), tokens(x.shape[3], side), tokens(x.shape[4], side))
+        still = x.shape[2] == 1
+        text = Span("text", length(context))
+        return Laid(grid, text.length, 0, still, sequence=layout(text, grid_span(grid, still)), prompt=layout(text))
+
+    def mark(self, options: dict[str, Any], model: Any) -> None:
+        """Done by :meth:`install`: the host has no block replace here."""
+
+    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
+        return joint(inside(options), geometry)
+
+    def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
+        """Time counts tokens: latent frames, in 1.5 pairs of them."""
+        return first_axis(_axes(model)) if model.use_rotary_positional_embeddings else None
+
+    def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
+        """1.0 stretches both axes."""
+        if not model.use_rotary_positional_embeddings:
+            return None
+        stretch = float(model.spatial_interpolation_scale) if model.patch_size_t is None else 1.0
+        return last_axes(_axes(model), stretch, stretch)
+
+
+def _axes(model: Any) -> Any:
+    """How a head is divided among time, height and width: the host has no embedder that tells."""
+    eighth = model.attention_head_dim // 8
+    return SimpleNamespace(axes_dim=(model.attention_head_dim // 4, 3 * eighth, 3 * eighth), theta=10000.0)
