@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, grid_span, inside, joint, layout, length, mark_dit, number, tokens
+from ..call import Span
+from .base import Family, Laid, grid_span, laid, length, tokens
 
 
 class AuraFlow(Family):
@@ -19,20 +19,13 @@ class AuraFlow(Family):
     name = "AuraFlow"
     classes = ("MMDiT",)
     joint = True
+    stacks = {"double": "double_layers", "single": "single_layers"}
+    slots = {"double": "double_block", "single": "single_block"}
 
     def matches(self, model: Any) -> bool:
         return super().matches(model) and hasattr(model, "register_tokens")
 
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"double": len(model.double_layers), "single": len(model.single_layers)})
-
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
         registers, text = Span("other", model.register_tokens.shape[1]), Span("text", length(context))
-        return Laid(grid, text.length, 0, True, sequence=layout(registers, text, grid_span(grid, True)), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        mark_dit(options, self.blocks(model), {"double": "double_block", "single": "single_block"})
-
-    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
-        return joint(inside(options), geometry)
+        return laid(grid, True, registers, text, grid_span(grid, True))

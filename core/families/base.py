@@ -6,8 +6,9 @@ block is running, and turns the shapes of an attention call into token layouts. 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -109,6 +110,12 @@ class Family(ABC):
     positions_in_model_dtype: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     """Whether text and picture stand in one attention."""
+    stacks: ClassVar[dict[str, str]] = {}
+    """Kind of main block -> where the model keeps those blocks, in order of execution."""
+    slots: ClassVar[dict[str, str]] = {}
+    """Kind of main block -> the host's name of its block replace. Blocks without one are marked by their ``forward``."""
+    side_stacks: ClassVar[dict[str, str]] = {}
+    """Kind -> where the model keeps blocks that are not main ones: refiners, control blocks."""
     whole_blocks: ClassVar[bool] = True
     """Whether a block's work can be taken over as a whole (``core/prefix.py``)."""
     refused: ClassVar[dict[str, str]] = {}
@@ -122,9 +129,9 @@ class Family(ABC):
         """The class of :attr:`refused` a diffusion model is of, None where it can be used."""
         return next((c.__name__ for c in type(model).__mro__ if c.__name__ in self.refused), None)
 
-    @abstractmethod
     def blocks(self, model: Any) -> list[Block]:
         """The main blocks in order of execution: what a user's block selection counts. Refiners and side blocks are not in it."""
+        return number({kind: len(_stack(model, path)) for kind, path in self.stacks.items()})
 
     def heads(self, model: Any, block: Block) -> int:
         """Query heads of a main block's own attention. All blocks have the same number, but in U-Nets."""
@@ -141,6 +148,15 @@ class Family(ABC):
 
     def install(self, patcher: Any) -> None:
         """Put what cannot be put at run time on the clone (object patches). Called once per clone chain."""
+        model = patcher.get_model_object("diffusion_model")
+        marked = [(self.stacks[b.kind], b) for b in self.blocks(model) if b.kind in self.stacks and b.kind not in self.slots]
+        marked += [(path, Block(kind, index)) for kind, path in self.side_stacks.items() for index, _ in enumerate(_stack(model, path))]
+        for path, block in marked:
+            mark_forward(patcher, f"diffusion_model.{path}.{block.index}", block, self.whole(block))
+
+    def whole(self, block: Block) -> bool:
+        """Whether the work of this block can be taken over as a whole."""
+        return self.whole_blocks
 
     @abstractmethod
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
@@ -148,15 +164,16 @@ class Family(ABC):
         conditions. Raises IndexError for a latent of the wrong rank, nothing else.
         """
 
-    @abstractmethod
     def mark(self, options: dict[str, Any], model: Any) -> None:
         """Make the running block known: edits ``options``, the wrapper's own copy of transformer_options."""
+        if self.slots:
+            mark_dit(options, [b for b in self.blocks(model) if b.kind in self.slots], self.slots)
 
-    @abstractmethod
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         """Where a call with nq queries and nk keys happens. Raises Unclear; whether the layouts have nq and nk tokens is
         checked by the caller.
         """
+        return (joint if self.joint else self_then_cross)(inside(options), geometry)
 
     def text_width(self, model: Any) -> int | None:
         """Width of the text its cross-attention reads, None where there is none whose projections can be found."""
@@ -199,6 +216,18 @@ def layout(*spans: Span) -> TokenLayout:
     return TokenLayout(tuple(s for s in spans if s.length))
 
 
+def laid(grid: tuple[int, int, int], still: bool, *sequence: Span, prompt: Span | None = None, **more: Any) -> Laid:
+    """A geometry from the spans of its sequence. prompt: the text where it stands apart, in a cross-attention; more: further fields."""
+    words = [s for s in sequence if s.kind == "text"] if prompt is None else [prompt]
+    references = sum(s.length for s in sequence if s.kind == "reference")
+    return Laid(grid, sum(s.length for s in words), references, still, sequence=layout(*sequence), prompt=layout(*words), **more)
+
+
+def latent_tokens(latent: Tensor, patch: Sequence[int]) -> int:
+    """Tokens of a latent [..., t, h, w] that the host pads up to whole patches."""
+    return math.prod(tokens(n, p) for n, p in zip(latent.shape[-len(patch) :], patch, strict=True))
+
+
 def length(context: Tensor | None) -> int:
     """Tokens of a [B, N, C] conditioning, 0 for none."""
     return 0 if context is None else context.shape[1]
@@ -207,6 +236,13 @@ def length(context: Tensor | None) -> int:
 def picture_tokens(latents: Any, patch: int) -> int:
     """Tokens of reference latents, a list of [B, C, ..., h, w] or None."""
     return sum(tokens(x.shape[-2], patch) * tokens(x.shape[-1], patch) for x in latents or ())
+
+
+def _stack(model: Any, path: str) -> Any:
+    """A list of blocks, empty where this model has none of the kind. path: dotted, below the model."""
+    for name in path.split("."):
+        model = getattr(model, name, None)
+    return model or ()
 
 
 def number(groups: dict[str, int]) -> list[Block]:
@@ -294,6 +330,13 @@ def inside(options: dict[str, Any]) -> Mark:
 def joint(mark: Mark, geometry: Laid) -> Place:
     """A block that runs one attention over all its tokens."""
     return Place(mark.block, "joint", geometry.sequence, geometry.sequence)
+
+
+def refined(mark: Mark, geometry: Laid, nq: int, nk: int) -> Place:
+    """A text refiner that runs outside of the marked blocks."""
+    if nq != geometry.prompt.length or nk != nq:
+        return elsewhere(mark, nq, nk)
+    return Place(Block("refiner", mark.calls), "other", geometry.prompt, geometry.prompt)
 
 
 def self_then_cross(mark: Mark, geometry: Laid) -> Place:

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, joint, layout, length, mark_forward, number, tokens
-from .wan import first_axis, last_axes
+from ..call import Span
+from .base import Family, Laid, RopeAxis, RopePlane, grid_span, laid, length, tokens
+from .rotary import first_axis, last_axes
 
 
 class CogVideoX(Family):
@@ -23,29 +23,17 @@ class CogVideoX(Family):
     classes = ("CogVideoXTransformer3DModel",)
     joint = True
     video = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"block": len(model.blocks)})
+    stacks = {"block": "blocks"}
 
     def frames_per_token(self, model: Any) -> int:
         return int(model.patch_size_t or 1)
-
-    def install(self, patcher: Any) -> None:
-        for block in self.blocks(patcher.get_model_object("diffusion_model")):
-            mark_forward(patcher, f"diffusion_model.blocks.{block.index}", block)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         side = model.patch_size
         grid = (tokens(x.shape[2], self.frames_per_token(model)), tokens(x.shape[3], side), tokens(x.shape[4], side))
         still = x.shape[2] == 1
         text = Span("text", length(context))
-        return Laid(grid, text.length, 0, still, sequence=layout(text, grid_span(grid, still)), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`: the host has no block replace here."""
-
-    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
-        return joint(inside(options), geometry)
+        return laid(grid, still, text, grid_span(grid, still))
 
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
         """Time counts tokens: latent frames, in 1.5 pairs of them."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..call import Block, Project, Span
-from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, layout, length, mark_forward, number, self_then_cross, tokens
+from .base import Family, Laid, RopeAxis, RopePlane, grid_span, laid, length, mark_forward, number, tokens
 
 
 class Cosmos(Family):
@@ -42,14 +42,7 @@ class Cosmos(Family):
         side = model.patch_spatial
         grid = (tokens(x.shape[2], self.frames_per_token(model)), tokens(x.shape[3], side), tokens(x.shape[4], side))
         still = x.shape[2] == 1
-        text = Span("text", words)
-        return Laid(grid, text.length, 0, still, sequence=layout(grid_span(grid, still)), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`: the host has no block replace here."""
-
-    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
-        return self_then_cross(inside(options), geometry)
+        return laid(grid, still, grid_span(grid, still), prompt=Span("text", words))
 
     def text_width(self, model: Any) -> int | None:
         return model.blocks[0].cross_attn.k_proj.in_features if predict2(model) else None

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span, TokenLayout
-from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, inside, joint, layout, length, mark_dit, number, picture_tokens, tokens
-from .wan import last_axes
+from ..call import Span, TokenLayout
+from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, inside, joint, laid, length, picture_tokens, tokens
+from .rotary import stretched_axes
 
 
 class Flux(Family):
@@ -22,24 +22,18 @@ class Flux(Family):
     name = "FLUX"
     classes = ("Flux", "Chroma")
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"double": len(model.double_blocks), "single": len(model.single_blocks)})
+    stacks = {"double": "double_blocks", "single": "single_blocks"}
+    slots = {"double": "double_block", "single": "single_block"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
         reference = picture_tokens(extra.get("ref_latents"), model.patch_size) if _is_flux(model) else 0
         text = Span("text", length(context))
-        sequence = layout(text, grid_span(grid, True), Span("reference", reference))
-        return Laid(grid, text.length, reference, True, sequence=sequence, prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        mark_dit(options, self.blocks(model), {"double": "double_block", "single": "single_block"})
+        return laid(grid, True, text, grid_span(grid, True), Span("reference", reference))
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         """FLUX.2 has four axes, which are not read. The host lets other nodes stretch both axes."""
-        stretch = (_is_flux(model) and options.get("rope_options")) or {}
-        return last_axes(model.pe_embedder, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
+        return stretched_axes(model.pe_embedder, options.get("rope_options") if _is_flux(model) else None)
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)

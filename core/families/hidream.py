@@ -13,11 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, inside, joint, layout, length, mark_forward, number, tokens
-from .wan import last_axes
-
-STACKS = {"double": "double_stream_blocks", "single": "single_stream_blocks"}
+from ..call import Span
+from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, inside, joint, laid, length, tokens
+from .rotary import last_axes
 
 
 class HiDream(Family):
@@ -26,13 +24,7 @@ class HiDream(Family):
     name = "HiDream-I1"
     classes = ("HiDreamImageTransformer2DModel",)
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({kind: len(getattr(model, stack)) for kind, stack in STACKS.items()})
-
-    def install(self, patcher: Any) -> None:
-        for block in self.blocks(patcher.get_model_object("diffusion_model")):
-            mark_forward(patcher, f"diffusion_model.{STACKS[block.kind]}.{block.index}", block)
+    stacks = {"double": "double_stream_blocks", "single": "single_stream_blocks"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
@@ -42,10 +34,7 @@ class HiDream(Family):
         beside = extra.get("image_cond")
         wide = 0 if beside is None else tokens(x.shape[3] + beside.shape[3], model.patch_size)
         note = f"the picture to be edited lies beside the generated one, in the same rows of {wide} tokens" if wide else ""
-        return Laid(grid, text.length, 0, True, note, sequence=layout(grid_span(grid, True), text, again), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`: the host has no block replace here."""
+        return laid(grid, True, grid_span(grid, True), text, again, note=note)
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         if geometry.note:

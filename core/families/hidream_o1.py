@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..call import Block, Span, TokenLayout
-from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, layout, number
-from .ideogram import interleaved_axes
+from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, layout
+from .rotary import interleaved_axes
 
 FRONT = 3
 """Tokens of the template before the reference pictures."""
@@ -32,9 +32,7 @@ class HiDreamO1(Family):
     classes = ("HiDreamO1Transformer",)
     joint = True
     whole_blocks = False
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"block": len(model.language_model.layers)})
+    stacks = {"block": "language_model.layers"}
 
     def heads(self, model: Any, block: Block) -> int:
         return int(model.text_config.num_attention_heads)
@@ -51,7 +49,7 @@ class HiDreamO1(Family):
         sequence = TokenLayout(prompt.spans + picture.spans)
         return Laid(grid, text - shown, shown + reference, True, sequence=sequence, prompt=prompt)
 
-    def mark(self, options: dict[str, Any], model: Any) -> None:
+    def install(self, patcher: Any) -> None:
         """Nothing to do: the host writes the running block into the options its attention gets, and to its blocks hands none."""
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:

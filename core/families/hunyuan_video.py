@@ -7,13 +7,14 @@ tokens join it after that: the vision tokens in front, the glyph tokens in front
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopeAxis, RopePlane, elsewhere, grid_span, inside, joint, layout, length, mark_dit, mark_outside, number, tokens
-from .wan import first_axis, last_axes
+from ..call import Span
+from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, joint, laid, length, mark_outside, refined, tokens
+from .rotary import first_axis, last_axes
 
 
 class HunyuanVideo(Family):
@@ -24,9 +25,8 @@ class HunyuanVideo(Family):
     joint = True
     video = True
     positions_in_model_dtype = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"double": len(model.double_blocks), "single": len(model.single_blocks)})
+    stacks = {"double": "double_blocks", "single": "single_blocks"}
+    slots = {"double": "double_block", "single": "single_block"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         *pt, py, px = model.patch_size  # the picture models have two numbers
@@ -45,20 +45,16 @@ class HunyuanVideo(Family):
         vision = Span("reference", length(extra.get("clip_fea")))
         words = (glyphs, prompt) if getattr(model, "cond_type_embedding", None) is not None else (prompt, glyphs)
         picture, prompts = (Span("reference", reference), grid_span(grid, still)), (vision, *words)
-        sequence = layout(*picture, *prompts) if _picture_first(model) else layout(*prompts, *picture)
-        return Laid(grid, text, reference, still, sequence=sequence, prompt=layout(prompt))
+        sequence = (*picture, *prompts) if _picture_first(model) else (*prompts, *picture)
+        return replace(laid(grid, still, *sequence), reference=reference)
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         mark_outside(options, "refiner")
-        mark_dit(options, self.blocks(model), {"double": "double_block", "single": "single_block"})
+        super().mark(options, model)
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
-        if mark.block.kind == "refiner":
-            if nq != geometry.prompt.length or nk != nq:
-                return elsewhere(mark, nq, nk)
-            return Place(Block("refiner", mark.calls), "other", geometry.prompt, geometry.prompt)
-        return joint(mark, geometry)
+        return refined(mark, geometry, nq, nk) if mark.block.kind == "refiner" else joint(mark, geometry)
 
     def rope(self, model: Any, extra: dict[str, Any] | None = None) -> RopeAxis | None:
         return first_axis(model.pe_embedder) if len(model.patch_size) == 3 else None

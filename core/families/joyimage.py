@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopePlane, grid_span, inside, joint, layout, length, mark_dit, number, tokens
-from .wan import last_axes
+from ..call import Span
+from .base import Family, Laid, RopePlane, grid_span, laid, latent_tokens, length, tokens
+from .rotary import last_axes
 
 
 class JoyImage(Family):
@@ -19,24 +18,16 @@ class JoyImage(Family):
     name = "JoyImage"
     classes = ("JoyImageTransformer3DModel",)
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"double": len(model.double_blocks)})
+    stacks = {"double": "double_blocks"}
+    slots = {"double": "double_block"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         # [B, C, T, h, w]
         t, h, w = (tokens(x.shape[axis], patch) for axis, patch in zip((2, 3, 4), model.patch_size, strict=True))
         grid, still = (t, h, w), x.shape[2] == 1
-        reference = sum(math.prod(tokens(n, p) for n, p in zip(y.shape[-3:], model.patch_size, strict=True)) for y in extra.get("ref_latents") or ())
+        reference = sum(latent_tokens(y, model.patch_size) for y in extra.get("ref_latents") or ())
         text = Span("text", length(context))
-        sequence = layout(grid_span(grid, still), Span("reference", reference), text)
-        return Laid(grid, text.length, reference, still, sequence=sequence, prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        mark_dit(options, self.blocks(model), {"double": "double_block"})
-
-    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
-        return joint(inside(options), geometry)
+        return laid(grid, still, grid_span(grid, still), Span("reference", reference), text)
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         """The host rotates by a table of its own making, of the usual axes."""

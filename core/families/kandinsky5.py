@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, layout, length, mark_forward, number, self_then_cross, tokens
-from .wan import first_axis, last_axes
+from ..call import Span
+from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, laid, length, self_then_cross, tokens
+from .rotary import first_axis, last_axes, stretched_axes
 
 PRO = 4096
 """Channels of the Pro video model, whose places count in steps that depend on the size of the picture."""
@@ -27,17 +27,9 @@ class Kandinsky5(Family):
     classes = ("Kandinsky5",)
     video = True
     positions_in_model_dtype = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"block": len(model.visual_transformer_blocks)})
-
-    def install(self, patcher: Any) -> None:
-        # not by block replace: there the host calls the block with arguments it does not have
-        model = patcher.get_model_object("diffusion_model")
-        for block in self.blocks(model):
-            mark_forward(patcher, f"diffusion_model.visual_transformer_blocks.{block.index}", block)
-        for index, _ in enumerate(model.text_transformer_blocks):
-            mark_forward(patcher, f"diffusion_model.text_transformer_blocks.{index}", Block("refiner", index))
+    # marked not by block replace: there the host calls the block with arguments it does not have
+    stacks = {"block": "visual_transformer_blocks"}
+    side_stacks = {"refiner": "text_transformer_blocks"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         if x.ndim not in (4, 5):
@@ -46,11 +38,7 @@ class Kandinsky5(Family):
         frames = x.shape[2] if x.ndim == 5 else 1
         grid = (tokens(frames, pt), tokens(x.shape[-2], py), tokens(x.shape[-1], px))
         still = frames == 1
-        text = Span("text", length(context))
-        return Laid(grid, text.length, 0, still, sequence=layout(grid_span(grid, still)), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`."""
+        return laid(grid, still, grid_span(grid, still), prompt=Span("text", length(context)))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
@@ -66,7 +54,7 @@ class Kandinsky5(Family):
         """The host lets other nodes stretch both axes, in place of the steps the model was made for."""
         stretch = options.get("rope_options")
         if stretch is not None:
-            return last_axes(model.rope_embedder_3d, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
+            return stretched_axes(model.rope_embedder_3d, stretch)
         if model.model_dim == PRO:
             return None
         _, down, right = model.rope_scale_factor

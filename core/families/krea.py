@@ -10,13 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopePlane, grid_span, inside, joint, layout, length, mark_forward, number, picture_tokens, tokens
-from .wan import last_axes
-
-LAYERS = "layer_refiner"
-"""Kind of the blocks over the layers of the text encoder."""
-FUSION = {LAYERS: "layerwise_blocks", "refiner": "refiner_blocks"}
+from ..call import Span
+from .base import Family, Laid, Place, RopePlane, grid_span, inside, joint, laid, layout, length, picture_tokens, tokens
+from .rotary import last_axes
 
 
 class Krea(Family):
@@ -25,17 +21,8 @@ class Krea(Family):
     name = "Krea 2"
     classes = ("SingleStreamDiT",)
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"single": len(model.blocks)})
-
-    def install(self, patcher: Any) -> None:
-        model = patcher.get_model_object("diffusion_model")
-        for block in self.blocks(model):
-            mark_forward(patcher, f"diffusion_model.blocks.{block.index}", block)
-        for kind, stack in FUSION.items():
-            for index, _ in enumerate(getattr(model.txtfusion, stack)):
-                mark_forward(patcher, f"diffusion_model.txtfusion.{stack}.{index}", Block(kind, index))
+    stacks = {"single": "blocks"}
+    side_stacks = {"layer_refiner": "txtfusion.layerwise_blocks", "refiner": "txtfusion.refiner_blocks"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         # [B, C, h, w] or [B, C, 1, h, w]
@@ -45,15 +32,11 @@ class Krea(Family):
         heeded = extra.get("ref_latents_method", model.default_ref_method) is not None
         reference = picture_tokens(extra.get("ref_latents"), model.patch) if heeded else 0
         text = Span("text", length(context))
-        sequence = layout(text, grid_span(grid, True), Span("reference", reference))
-        return Laid(grid, text.length, reference, True, sequence=sequence, prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`: the host has no block replace here."""
+        return laid(grid, True, text, grid_span(grid, True), Span("reference", reference))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
-        if mark.block.kind == LAYERS:
+        if mark.block.kind == "layer_refiner":
             return Place(mark.block, "other", layout(Span("other", nq)), layout(Span("other", nk)))
         if mark.block.kind == "refiner":
             return Place(mark.block, "other", geometry.prompt, geometry.prompt)

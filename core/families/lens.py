@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, RopePlane, grid_span, inside, joint, layout, length, mark_dit, number
-from .wan import last_axes
+from ..call import Span
+from .base import Family, Laid, RopePlane, grid_span, laid, length
+from .rotary import last_axes
 
 
 class Lens(Family):
@@ -20,20 +20,13 @@ class Lens(Family):
     name = "Lens"
     classes = ("LensTransformer2DModel",)
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"double": len(model.transformer_blocks)})
+    stacks = {"double": "transformer_blocks"}
+    slots = {"double": "double_block"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, x.shape[2], x.shape[3])
         text = Span("text", length(context))
-        return Laid(grid, text.length, 0, True, sequence=layout(grid_span(grid, True), text), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        mark_dit(options, self.blocks(model), {"double": "double_block"})
-
-    def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
-        return joint(inside(options), geometry)
+        return laid(grid, True, grid_span(grid, True), text)
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         return last_axes(model.pos_embed)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..call import Block, Project, Span
-from .base import Family, Laid, Mark, Place, RopeAxis, RopePlane, Unclear, grid_span, inside, layout, length, mark_dit, number, self_then_cross
+from .base import Family, Laid, Mark, Place, RopeAxis, RopePlane, Unclear, grid_span, inside, laid, length, self_then_cross
 
 FRAME_RATE = 25.0
 """Frames per second the host assumes when the conditioning names none."""
@@ -30,9 +30,8 @@ class LTX(Family):
     name = "LTX"
     classes = ("LTXVModel",)
     video = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"block": len(model.transformer_blocks)})
+    stacks = {"block": "transformer_blocks"}
+    slots = {"block": "double_block"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         return self.laid(x.shape, context, extra)
@@ -45,22 +44,18 @@ class LTX(Family):
             guides = 0  # guides that are no whole frames cannot be told apart
         grid = (frames - guides, y, w)
         still = grid[0] == 1
-        text, reference = length(context), guides * y * w
+        reference = guides * y * w
         mask = extra.get("denoise_mask")
         if guides and mask is not None and tuple(mask.shape[2:]) == tuple(shape[2:]):
             reference = int((mask[0, :, -guides:] >= 0).all(0).sum())
-        sequence = layout(grid_span(grid, still), Span("reference", reference))
-        return Laid(grid, text, reference, still, sequence=sequence, prompt=layout(Span("text", text)))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        mark_dit(options, self.blocks(model), {"block": "double_block"})
+        return laid(grid, still, grid_span(grid, still), Span("reference", reference), prompt=Span("text", length(context)))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
-        self.whole(mark, geometry, nq, nk)
+        self.unbroken(mark, geometry, nq, nk)
         return self_then_cross(mark, geometry)
 
-    def whole(self, mark: Mark, geometry: Laid, nq: int, nk: int) -> None:
+    def unbroken(self, mark: Mark, geometry: Laid, nq: int, nk: int) -> None:
         """Raises Unclear for a part of a self-attention."""
         n = geometry.sequence.length
         if mark.calls == 0 and nq < n and nk == n:

@@ -34,7 +34,7 @@ class LTXAV(LTX):
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
-        self.whole(mark, geometry, nq, nk)
+        self.unbroken(mark, geometry, nq, nk)
         expected = _calls(options, geometry.sequence, geometry.prompt, geometry.sound)
         if mark.calls >= len(expected):
             raise Unclear(f"{mark.block}: attention call number {mark.calls + 1} of {len(expected)}")

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span, SpanKind, TokenLayout
-from .base import NOTHING, Family, Laid, Place, RopePlane, grid_span, inside, joint, layout, length, mark_forward, number, picture_tokens, tokens
-from .wan import last_axes
+from ..call import Span, SpanKind, TokenLayout
+from .base import NOTHING, Family, Laid, Place, RopePlane, grid_span, inside, joint, layout, length, picture_tokens, tokens
+from .rotary import stretched_axes
 
 REFINERS = {"context_refiner": "prompt", "siglip_refiner": "seen", "noise_refiner": "pictures"}
 """Stacks of side blocks, and which part of the tokens each runs on."""
@@ -34,17 +34,8 @@ class Lumina(Family):
     name = "Lumina 2 / Z-Image"
     classes = ("NextDiT",)
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"block": len(model.layers)})
-
-    def install(self, patcher: Any) -> None:
-        model = patcher.get_model_object("diffusion_model")
-        for block in self.blocks(model):
-            mark_forward(patcher, f"diffusion_model.layers.{block.index}", block)
-        for kind in REFINERS:
-            for index, _ in enumerate(getattr(model, kind, None) or ()):
-                mark_forward(patcher, f"diffusion_model.{kind}.{index}", Block(kind, index))
+    stacks = {"block": "layers"}
+    side_stacks = {"context_refiner": "context_refiner", "siglip_refiner": "siglip_refiner", "noise_refiner": "noise_refiner"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
@@ -69,9 +60,6 @@ class Lumina(Family):
         sizes = [y.shape[1] * y.shape[2] for y in features[:references]]
         return layout(*_beside("reference", sizes, multiple), Span("other", multiple * (references - len(sizes) + 1)))
 
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`: this host has no block replace here."""
-
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
         if mark.block.kind in REFINERS and isinstance(geometry, LaidInParts):
@@ -81,8 +69,7 @@ class Lumina(Family):
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         """The host lets other nodes stretch both axes."""
-        stretch = options.get("rope_options") or {}
-        return last_axes(model.rope_embedder, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
+        return stretched_axes(model.rope_embedder, options.get("rope_options"))
 
 
 def padded(span: Span, multiple: int) -> tuple[Span, Span]:

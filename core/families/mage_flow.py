@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..call import Span
-from .base import Laid, grid_span, layout, length, picture_tokens
+from .base import Laid, grid_span, laid, length, picture_tokens
 from .qwen_image import QwenImage
 
 
@@ -24,5 +24,4 @@ class MageFlow(QwenImage):
         grid = (1, x.shape[2], x.shape[3])
         reference = picture_tokens(extra.get("ref_latents"), model.patch_size)
         text = Span("text", length(context))
-        sequence = layout(text, grid_span(grid, True), Span("reference", reference))
-        return Laid(grid, text.length, reference, True, sequence=sequence, prompt=layout(text))
+        return laid(grid, True, text, grid_span(grid, True), Span("reference", reference))

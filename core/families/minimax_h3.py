@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span, SpanKind
-from .base import Family, Laid, Place, elsewhere, grid_span, inside, joint, layout, length, mark_dit, mark_outside, number, tokens
+from ..call import Span, SpanKind
+from .base import Family, Laid, Place, grid_span, inside, joint, laid, length, mark_outside, refined, tokens
 
 KINDS: dict[str, SpanKind] = {"text": "text", "cond": "reference", "ref_img": "reference"}
 """What the host calls the parts of its sequence; the others are sound."""
@@ -30,9 +30,8 @@ class MiniMaxH3(Family):
     video = True
     whole_blocks = False
     """Blocks write into what they are given, and that has no axis of the batch: the host runs one prompt at a time."""
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"double": len(model.blocks)})
+    stacks = {"double": "blocks"}
+    slots = {"double": "double_block"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         shape, *sound = extra.get("latent_shapes") or [x.shape]
@@ -42,20 +41,15 @@ class MiniMaxH3(Family):
         parts = _parts(extra.get("minimax_payload") or {}, (text, grid[0] * pt, grid[1] * py, grid[2] * px, steps))
         video = grid_span(grid, still)
         spans = [video if kind == "video" else Span(KINDS.get(kind, "other"), n) for kind, n in parts or (("text", text), ("audio", 2 * steps), ("video", 0))]
-        reference = sum(s.length for s in spans if s.kind == "reference")
-        return Laid(grid, text, reference, still, sequence=layout(*spans), prompt=layout(Span("text", text)))
+        return laid(grid, still, *spans, prompt=Span("text", text))
 
     def mark(self, options: dict[str, Any], model: Any) -> None:
         mark_outside(options, "refiner")
-        mark_dit(options, self.blocks(model), {"double": "double_block"})
+        super().mark(options, model)
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
-        if mark.block.kind == "refiner":
-            if nq != geometry.prompt.length or nk != nq:
-                return elsewhere(mark, nq, nk)
-            return Place(Block("refiner", mark.calls), "other", geometry.prompt, geometry.prompt)
-        return joint(mark, geometry)
+        return refined(mark, geometry, nq, nk) if mark.block.kind == "refiner" else joint(mark, geometry)
 
 
 def _parts(payload: dict[str, Any], size: tuple[int, ...]) -> list[tuple[str, int]]:

@@ -10,13 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span, TokenLayout
-from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, inside, joint, layout, length, mark_forward, number, picture_tokens, tokens
-from .wan import last_axes
-
-STACKS = {"block": "layers", "double": "double_stream_layers", "single": "single_stream_layers"}
-"""Our kind of block -> the host's list of them; OmniGen2 has the first, Boogu the others."""
-REFINERS = ("context_refiner", "noise_refiner", "ref_image_refiner")
+from ..call import Span, TokenLayout
+from .base import Family, Laid, Place, RopePlane, Unclear, grid_span, inside, joint, laid, layout, length, picture_tokens, tokens
+from .rotary import last_axes
 
 
 class OmniGen2(Family):
@@ -25,27 +21,15 @@ class OmniGen2(Family):
     name = "OmniGen2 / Boogu"
     classes = ("OmniGen2Transformer2DModel", "BooguTransformer2DModel")
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({kind: len(getattr(model, stack, ())) for kind, stack in STACKS.items()})
-
-    def install(self, patcher: Any) -> None:
-        model = patcher.get_model_object("diffusion_model")
-        for block in self.blocks(model):
-            mark_forward(patcher, f"diffusion_model.{STACKS[block.kind]}.{block.index}", block)
-        for kind in REFINERS:
-            for index, _ in enumerate(getattr(model, kind)):
-                mark_forward(patcher, f"diffusion_model.{kind}.{index}", Block(kind, index))
+    # OmniGen2 has the first, Boogu the others
+    stacks = {"block": "layers", "double": "double_stream_layers", "single": "single_stream_layers"}
+    side_stacks = {"context_refiner": "context_refiner", "noise_refiner": "noise_refiner", "ref_image_refiner": "ref_image_refiner"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
         reference = picture_tokens(extra.get("ref_latents"), model.patch_size)
         text = Span("text", length(context))
-        sequence = layout(text, Span("reference", reference), grid_span(grid, True))
-        return Laid(grid, text.length, reference, True, sequence=sequence, prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`: the host has no block replace here."""
+        return laid(grid, True, text, Span("reference", reference), grid_span(grid, True))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)

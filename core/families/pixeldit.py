@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..call import Block, Span, TokenLayout
-from .base import Family, Laid, Place, grid_span, inside, joint, layout, length, mark_forward, number, tokens
+from .base import Family, Laid, Place, grid_span, inside, joint, laid, length, tokens
 
 
 class PixelDiT(Family):
@@ -21,25 +21,19 @@ class PixelDiT(Family):
     name = "PixelDiT / PiD"
     classes = ("PixDiT_T2I",)
     joint = True
+    stacks = {"patch": "patch_blocks", "pixel": "pixel_blocks"}
 
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"patch": len(model.patch_blocks), "pixel": len(model.pixel_blocks)})
+    def whole(self, block: Block) -> bool:
+        """What a block on pixels gives has a batch of patches."""
+        return block.kind == "patch"
 
     def heads(self, model: Any, block: Block) -> int:
         return int(model.pixel_num_groups if block.kind == "pixel" else model.num_groups)
 
-    def install(self, patcher: Any) -> None:
-        for block in self.blocks(patcher.get_model_object("diffusion_model")):
-            # what a block on pixels gives has a batch of patches
-            mark_forward(patcher, f"diffusion_model.{block.kind}_blocks.{block.index}", block, whole=block.kind == "patch")
-
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
         text = Span("text", min(length(context), model.txt_max_length))
-        return Laid(grid, text.length, 0, True, sequence=layout(text, grid_span(grid, True)), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`: the host has no block replace here."""
+        return laid(grid, True, text, grid_span(grid, True))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)

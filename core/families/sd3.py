@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Block, Span
-from .base import Family, Laid, Place, grid_span, inside, joint, layout, length, mark_forward, number, tokens
+from ..call import Span
+from .base import Family, Laid, Place, grid_span, inside, joint, laid, layout, length, tokens
 
 
 class SD3(Family):
@@ -16,23 +16,14 @@ class SD3(Family):
     name = "SD3"
     classes = ("OpenAISignatureMMDITWrapper",)
     joint = True
-
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"double": len(model.joint_blocks)})
-
-    def install(self, patcher: Any) -> None:
-        # Not by block replace: on that way the host runs each block under gradient checkpointing, which saves the random
-        # state at every block and runs the attention a second time in a backward pass.
-        for block in self.blocks(patcher.get_model_object("diffusion_model")):
-            mark_forward(patcher, f"diffusion_model.joint_blocks.{block.index}", block)
+    # Marked not by block replace: on that way the host runs each block under gradient checkpointing, which saves the random
+    # state at every block and runs the attention a second time in a backward pass.
+    stacks = {"double": "joint_blocks"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))
         text = Span("text", length(context))
-        return Laid(grid, text.length, 0, True, sequence=layout(text, grid_span(grid, True)), prompt=layout(text))
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        """Done by :meth:`install`."""
+        return laid(grid, True, text, grid_span(grid, True))
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..call import Block, Project, Span
-from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, layout, length, mark_dit, mark_forward, number, self_then_cross, tokens
+from .base import Family, Laid, Place, RopeAxis, RopePlane, grid_span, inside, laid, latent_tokens, layout, length, self_then_cross, tokens
+from .rotary import first_axis, stretched_axes
 
 SOUND = 16
 """Tokens of sound that each frame reads in HuMo."""
@@ -36,6 +37,9 @@ class Wan(Family):
     classes = ("WanModel",)
     video = True
     positions_in_model_dtype = True
+    stacks = {"block": "blocks"}
+    slots = {"block": "double_block"}
+    side_stacks = {"vace": "vace_blocks"}
     refused = {
         "WanModel_S2V": "in this ComfyUI its blocks do not hand on the options by which a pack reaches their attention",
         "WanAnimate2Model": "it attends frame by frame to a second branch, in a way this version does not know",
@@ -46,28 +50,14 @@ class Wan(Family):
         found = super().refuses(model)
         return None if found == "WanModel_S2V" and _hands_options_on(type(model)) else found
 
-    def blocks(self, model: Any) -> list[Block]:
-        return number({"block": len(model.blocks)})
-
-    def install(self, patcher: Any) -> None:
-        # the host's block replace covers the main blocks only
-        for index, _ in enumerate(getattr(patcher.get_model_object("diffusion_model"), "vace_blocks", ())):
-            mark_forward(patcher, f"diffusion_model.vace_blocks.{index}", Block("vace", index))
-
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         pt, py, px = model.patch_size
         grid = (tokens(x.shape[2], pt), tokens(x.shape[3], py), tokens(x.shape[4], px))
         still = x.shape[2] == 1
-        text = length(context)
         before, behind = _beside(model, extra, grid)
-        reference = sum(s.length for s in (*before, *behind) if s.kind == "reference")
-        sequence = layout(*before, grid_span(grid, still), *behind)
         heard = hasattr(model, "audio_proj") and extra.get("audio_embed") is not None
         sound = layout(Span("other", SOUND if heard else 0))
-        return Laid(grid, text, reference, still, sequence=sequence, prompt=layout(Span("text", text)), sound=sound)
-
-    def mark(self, options: dict[str, Any], model: Any) -> None:
-        mark_dit(options, self.blocks(model), {"block": "double_block"})
+        return laid(grid, still, *before, grid_span(grid, still), *behind, prompt=Span("text", length(context)), sound=sound)
 
     def place(self, options: dict[str, Any], geometry: Laid, nq: int, nk: int) -> Place:
         mark = inside(options)
@@ -105,8 +95,7 @@ class Wan(Family):
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         """The host lets other nodes stretch both axes."""
-        stretch = options.get("rope_options") or {}
-        return last_axes(model.rope_embedder, float(stretch.get("scale_y", 1.0)), float(stretch.get("scale_x", 1.0)))
+        return stretched_axes(model.rope_embedder, options.get("rope_options"))
 
 
 def _beside(model: Any, extra: dict[str, Any], grid: tuple[int, int, int]) -> tuple[list[Span], list[Span]]:
@@ -120,20 +109,15 @@ def _beside(model: Any, extra: dict[str, Any], grid: tuple[int, int, int]) -> tu
     if first is not None and getattr(model, "ref_conv", None) is not None:
         before.append(Span("reference", _whole(first, patch[1:])))
     elif first is not None and poses:
-        before.append(Span("reference", _padded(first, patch)))
+        before.append(Span("reference", latent_tokens(first, patch)))
     elif first is not None and (hasattr(model, "audio_proj") or hasattr(model, "frame_packer")):
         behind.append(Span("reference", _whole(first, patch)))
     if poses and extra.get("pose_latents") is not None:
-        behind.append(Span("other", _padded(extra["pose_latents"], patch)))
+        behind.append(Span("other", latent_tokens(extra["pose_latents"], patch)))
     if motion is not None and hasattr(model, "frame_packer"):
         behind.append(Span("other", sum(_whole((n, *motion.shape[-2:]), p) for n, p in zip(BEFORE, SHRUNK, strict=True))))
-    behind += [Span("other", _padded(latent, patch)) for latent in extra.get("context_latents") or ()]
+    behind += [Span("other", latent_tokens(latent, patch)) for latent in extra.get("context_latents") or ()]
     return before, behind
-
-
-def _padded(latent: Tensor, patch: Sequence[int]) -> int:
-    """Tokens of a latent [..., t, h, w] that the host pads up to whole patches."""
-    return math.prod(tokens(n, p) for n, p in zip(latent.shape[-3:], patch, strict=True))
 
 
 def _whole(latent: Tensor | Sequence[int], patch: Sequence[int]) -> int:
@@ -156,36 +140,3 @@ def _at_thirty(rate: float, frames: int) -> Tensor:
     times = times * (30.0 / rate)
     times[-1] = int(30.0 / rate * frames + 0.5) - 1
     return times
-
-
-def first_axis(embedder: Any) -> RopeAxis | None:
-    """The temporal axis of the host's multi-axis embedder: the first of ``axes_dim``, frequencies ``theta^(-i/n)``.
-
-    None if the frequencies cannot be read.
-    """
-    found = _readable(embedder)
-    if found is None:
-        return None
-    n = found.axes_dim[0] // 2
-    pair_of = torch.full((1, sum(found.axes_dim) // 2), -1)
-    pair_of[0, :n] = torch.arange(n)
-    return RopeAxis(float(found.theta) ** (-torch.arange(n, dtype=torch.float64) / n), pair_of)
-
-
-def last_axes(embedder: Any, scale_y: float = 1.0, scale_x: float = 1.0) -> RopePlane | None:
-    """Height and width in the host's multi-axis embedder, the second and third of ``axes_dim``; None if they cannot be read."""
-    found = _readable(embedder)
-    if found is None or len(found.axes_dim) != 3:
-        return None
-    freqs = torch.zeros(2, 1, sum(found.axes_dim) // 2, dtype=torch.float64)
-    at = found.axes_dim[0] // 2
-    for axis, (dim, scale) in enumerate(zip(found.axes_dim[1:], (scale_y, scale_x), strict=True)):
-        freqs[axis, 0, at : at + dim // 2] = scale * float(found.theta) ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
-        at += dim // 2
-    return RopePlane(freqs)
-
-
-def _readable(embedder: Any) -> Any:
-    """The embedder, or the one inside a module that another pack has put around it (one level is looked through), or None."""
-    around = [embedder, *vars(embedder).values(), *getattr(embedder, "_modules", {}).values()]
-    return next((x for x in around if hasattr(x, "axes_dim") and hasattr(x, "theta")), None)
