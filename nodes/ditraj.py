@@ -34,7 +34,7 @@ class LoomDiTraj(io.ComfyNode):
             category=common.category("video"),
             description=(
                 "Makes the object of a text-to-video prompt follow the boxes you draw: where it is, and by their size how near. The rest of the picture follows a text of its own. "
-                "No training, next to no extra time. For Wan, HunyuanVideo, LTX and Cosmos Predict2. (DiTraj, arXiv 2509.21839)"
+                "No training, next to no extra time. For Wan, HunyuanVideo, CogVideoX, LTX and Cosmos Predict2. (DiTraj, arXiv 2509.21839)"
             ),
             inputs=[
                 common.model_input(),

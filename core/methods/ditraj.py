@@ -80,7 +80,7 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
     def check_family(self, family: Family, model: Any) -> None:
         """Needs a video model with rotary axes in the picture plane, and a text that can be swapped inside it."""
         if not family.video or family.plane(model, {}) is None:
-            raise LoomError(f"{self.owner} moves rotary positions of a video, and {family.name} has none that can be read. Connect Wan, HunyuanVideo, LTX or Cosmos.")
+            raise LoomError(f"{self.owner} moves rotary positions of a video, and {family.name} has none that can be read. Connect Wan, HunyuanVideo, CogVideoX, LTX or Cosmos.")
         width = family.text_width(model)
         if self.mask_end > 0 and width is None and not family.joint:
             raise LoomError(

@@ -63,7 +63,7 @@ class RIFLEx(Method):
         """Needs a temporal rotary axis."""
         axis = family.rope(model) if family.video else None
         if axis is None:
-            raise LoomError(f"{self.owner} changes the rotary frequencies of time, and {family.name} has none that can be read. Connect Wan, HunyuanVideo or LTX.")
+            raise LoomError(f"{self.owner} changes the rotary frequencies of time, and {family.name} has none that can be read. Connect Wan, HunyuanVideo, CogVideoX or LTX.")
         if self.k > len(axis.per_frame):
             raise LoomError(f"k {self.k} was given; {family.name} has {len(axis.per_frame)} temporal frequencies, so k is 1 to {len(axis.per_frame)}.")
 
