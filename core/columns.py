@@ -20,6 +20,7 @@ from .errors import LoomError
 
 if TYPE_CHECKING:
     from .call import AttentionCall, Seen, Span
+    from .families.base import Family
     from .weave import Draft
 
 
@@ -73,6 +74,16 @@ def middle(blocks: list[Block], kind: str, first: int, last: int, depth: int) ->
     """The blocks of one kind that lie where ``first`` to ``last`` lie in a model of ``depth`` such blocks."""
     named = [b for b in blocks if b.kind == kind]
     return named[first * len(named) // depth : -(-(last + 1) * len(named) // depth)]
+
+
+def with_words(family: Family, blocks: list[Block], places: dict[str, tuple[str, int, int, int]]) -> list[Block]:
+    """The blocks in which words have their places, for a model with text and picture in one attention: as ``places`` says of its
+    family (kind, first, last, of how many), or the middle third.
+    """
+    if family.name in places:
+        return middle(blocks, *places[family.name])
+    named = [b for b in blocks if b.kind in family.word_stacks]
+    return named[len(named) // 3 : -(-2 * len(named) // 3)] or named
 
 
 class Finished(Exception):

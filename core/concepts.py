@@ -140,6 +140,8 @@ def _streams(clip: Any, prompt: str, length: int | None) -> list[Stream]:
 def _stream(clip: Any, name: str, batches: list[list[tuple[Any, ...]]], prompt: str, length: int | None) -> Stream:
     tokenizer = _tokenizer(clip.tokenizer, name)
     flat = [entry for batch in batches for entry in batch]
+    if any(len(entry) < 3 for entry in flat):
+        raise LoomError(f"the text encoder's tokeniser {type(clip.tokenizer).__name__} does not tell which tokens are the prompt's, so words cannot be found in it.")
     own = [i for i, entry in enumerate(flat) if entry[2] != 0]
     if getattr(clip.tokenizer, "llama_template", None):
         own = _inside_template(clip, name, flat, prompt)

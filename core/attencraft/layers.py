@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..call import Block
+from ..columns import with_words
 from ..errors import LoomError
 from ..families.base import Family
 from ..families.unet import is_video
@@ -22,8 +23,6 @@ LEVELS = {"coarse": (2, 1), "fine": (1, 0), "finest": (0, 0)}
 DETAILS = ("auto", *LEVELS)
 ENOUGH = 16
 """Cells along the longer side that the maps of words should have."""
-JOINT: dict[str, str] = {"SD3": "double", "FLUX": "double", "Qwen-Image": "double", "Lumina 2 / Z-Image": "block"}
-"""Models in which words have a place in the picture, and the kind of block that is read: the middle third of them."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,8 @@ def reading(family: Family, model: Any, latent: tuple[int, int], detail: str, ch
     """
     blocks = family.blocks(model)
     picked = chosen is not None and bool(chosen.items)
-    if family.name in JOINT:
-        named = [b for b in blocks if b.kind == JOINT[family.name]]
-        middle = frozenset(b for b in blocks if b in chosen) if chosen is not None and picked else frozenset(named[len(named) // 3 : -(-2 * len(named) // 3)] or named)
+    if family.word_stacks:
+        middle = frozenset(b for b in blocks if b in chosen) if chosen is not None and picked else frozenset(with_words(family, blocks, {}))
         if not middle:
             raise LoomError(f"blocks selects none of the {len(blocks)} blocks of this {family.name} model; leave it empty for the middle third.")
         return Reading(middle, middle, 1, True)

@@ -21,6 +21,7 @@ class AuraFlow(Family):
     joint = True
     stacks = {"double": "double_layers", "single": "single_layers"}
     slots = {"double": "double_block", "single": "single_block"}
+    word_stacks = ("double", "single")
 
     def matches(self, model: Any) -> bool:
         return super().matches(model) and hasattr(model, "register_tokens")

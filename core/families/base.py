@@ -118,6 +118,9 @@ class Family(ABC):
     """Kind -> where the model keeps blocks that are not main ones: refiners, control blocks."""
     whole_blocks: ClassVar[bool] = True
     """Whether a block's work can be taken over as a whole (``core/prefix.py``)."""
+    word_stacks: ClassVar[tuple[str, ...]] = ()
+    """Kinds of main block whose joint attention tells where each token of the prompt acts in a picture. Empty where the text that
+    stands there is not the conditioning, token by token."""
     refused: ClassVar[dict[str, str]] = {}
     """Class names that look like this family but cannot be hooked, with the reason."""
 

@@ -24,6 +24,7 @@ class Flux(Family):
     joint = True
     stacks = {"double": "double_blocks", "single": "single_blocks"}
     slots = {"double": "double_block", "single": "single_block"}
+    word_stacks = ("double",)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))

@@ -21,6 +21,7 @@ class Ideogram(Family):
     classes = ("Ideogram4Transformer2DModel",)
     joint = True
     stacks = {"single": "layers"}
+    word_stacks = ("single",)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, x.shape[2], x.shape[3])

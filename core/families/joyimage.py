@@ -20,6 +20,7 @@ class JoyImage(Family):
     joint = True
     stacks = {"double": "double_blocks"}
     slots = {"double": "double_block"}
+    word_stacks = ("double",)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         # [B, C, T, h, w]

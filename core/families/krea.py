@@ -22,6 +22,7 @@ class Krea(Family):
     classes = ("SingleStreamDiT",)
     joint = True
     stacks = {"single": "blocks"}
+    word_stacks = ("single",)
     side_stacks = {"layer_refiner": "txtfusion.layerwise_blocks", "refiner": "txtfusion.refiner_blocks"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:

@@ -35,6 +35,7 @@ class Lumina(Family):
     classes = ("NextDiT",)
     joint = True
     stacks = {"block": "layers"}
+    word_stacks = ("block",)
     side_stacks = {"context_refiner": "context_refiner", "siglip_refiner": "siglip_refiner", "noise_refiner": "noise_refiner"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:

@@ -23,6 +23,7 @@ class OmniGen2(Family):
     joint = True
     # OmniGen2 has the first, Boogu the others
     stacks = {"block": "layers", "double": "double_stream_layers", "single": "single_stream_layers"}
+    word_stacks = ("block", "double", "single")
     side_stacks = {"context_refiner": "context_refiner", "noise_refiner": "noise_refiner", "ref_image_refiner": "ref_image_refiner"}
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:

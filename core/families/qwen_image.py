@@ -19,6 +19,7 @@ class QwenImage(Family):
     joint = True
     stacks = {"double": "transformer_blocks"}
     slots = {"double": "double_block"}
+    word_stacks = ("double",)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         # [B, C, 1, h, w]

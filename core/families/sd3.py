@@ -19,6 +19,7 @@ class SD3(Family):
     # Marked not by block replace: on that way the host runs each block under gradient checkpointing, which saves the random
     # state at every block and runs the attention a second time in a backward pass.
     stacks = {"double": "joint_blocks"}
+    word_stacks = ("double",)
 
     def geometry(self, model: Any, x: Tensor, context: Tensor | None, extra: dict[str, Any]) -> Laid:
         grid = (1, tokens(x.shape[2], model.patch_size), tokens(x.shape[3], model.patch_size))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import Block
-from ..columns import Columns, middle
+from ..columns import Columns, with_words
 from ..errors import LoomError
 from .guided import LatentMethod, Moment
 
@@ -39,7 +39,11 @@ SHARE_FLOOR = 1e-6
 MOST_WORDS = 256
 """Beyond this, one map per word of the prompt is no longer small."""
 
-# Blocks in which words have their place in the picture, as (first, last, of how many); our choice, by the depth of each family.
+UNETS, WAN = CROSS = ("SD 1.5 / SDXL", "Wan")
+"""Families that read the prompt in a cross-attention."""
+
+# Blocks in which words have their place in the picture, as (kind, first, last, of how many); our choice, by the depth of each family.
+# Of others the middle third is read.
 PLACES: dict[str, tuple[str, int, int, int]] = {
     "SD3": ("double", 5, 14, 24),
     "FLUX": ("double", 10, 18, 19),
@@ -99,17 +103,17 @@ class AStar(LatentMethod):
 
     def check_family(self, family: Family, model: Any) -> None:
         """Models in which text tokens have a map over the picture."""
-        if family.name not in (*PLACES, "SD 1.5 / SDXL", "Wan"):
+        if not family.word_stacks and family.name not in CROSS:
             raise LoomError(f"{self.owner} does not know where the words of {family.name} stand; connect SD 1.5, SDXL, SD3, FLUX, Qwen-Image, Lumina 2, Z-Image or Wan.")
 
     def prepare(self, family: Family, model: Any, grid: tuple[int, int, int], memory: dict[Any, Any]) -> None:
         """Which blocks and which columns."""
-        chosen = read_blocks(family.name, family.blocks(model), self.blocks, grid, self.grid)
+        chosen = read_blocks(family, family.blocks(model), self.blocks, grid, self.grid)
         if not chosen:
             raise LoomError(f"blocks '{self.blocks.text}' selects no block of this {family.name} model with a map over the picture; leave it empty for the default.")
         groups = tuple((t,) for t in self.concepts.words) if self.maps == "sharpened" else (*(c.tokens for c in self.concepts.concepts), self.concepts.words)
         memory["wanted"] = Columns(frozenset(chosen), groups)
-        memory["cross"] = family.name in ("SD 1.5 / SDXL", "Wan")
+        memory["cross"] = family.name in CROSS
 
     def before(self, step: Step) -> None:
         """One or more updates of the latent."""
@@ -180,7 +184,7 @@ class AStar(LatentMethod):
         return x - self.strength * self.eta * at.noise * rms(x) / rms(gradient).clamp_min(TINY) * gradient
 
 
-def read_blocks(family: str, blocks: list[Block], selection: Any, grid: tuple[int, int, int], size: int) -> list[Block]:
+def read_blocks(family: Family, blocks: list[Block], selection: Any, grid: tuple[int, int, int], size: int) -> list[Block]:
     """The blocks whose maps are read.
 
     A UNet: the layers of one size; by default a quarter of the latent, as the papers do, or finer where that would leave less
@@ -188,14 +192,14 @@ def read_blocks(family: str, blocks: list[Block], selection: Any, grid: tuple[in
     default, except that a UNet keeps one size.
     """
     listed = [b for b in blocks if b in selection]
-    if family == "SD 1.5 / SDXL":
+    if family.name == UNETS:
         level = unet_level({b.level for b in listed}, max(grid[1:]), size)
         return [b for b in listed if b.level == level]
     if selection.items:
         return listed
-    if family == "Wan":
+    if family.name == WAN:
         return blocks[::4]
-    return middle(blocks, *PLACES[family])
+    return with_words(family, blocks, PLACES)
 
 
 def unet_level(levels: set[int], side: int, size: int) -> int | None:

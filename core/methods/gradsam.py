@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import Block
-from ..columns import Columns, middle
+from ..columns import Columns, with_words
 from ..errors import LoomError
 from ..subject_mask import MaskRule, coloured_sums, exact_score, fast_score
 from .guided import LatentMethod
@@ -39,7 +39,7 @@ COARSE = 32
 """U-Nets: the layers whose longer side has at most so many cells are read."""
 UNETS = "SD 1.5 / SDXL"
 
-# Blocks in which words have their place in the picture, as (kind, first, last, of how many); our choice.
+# Blocks in which words have their place in the picture, as (kind, first, last, of how many); our choice. Of others the middle third is read.
 PLACES: dict[str, tuple[str, int, int, int]] = {
     "SD3": ("double", 8, 16, 24),
     "FLUX": ("double", 10, 18, 19),
@@ -125,7 +125,7 @@ class GradSAM(LatentMethod):
 
     def check_family(self, family: Family, model: Any) -> None:
         """Picture models in which text tokens have a map."""
-        if family.name not in (*PLACES, UNETS):
+        if not family.word_stacks and family.name != UNETS:
             raise LoomError(f"{self.owner} does not know where the words of {family.name} stand; connect SD 1.5, SDXL, SD3, FLUX, Qwen-Image, Lumina 2 or Z-Image.")
         if self.how == "exact" and exact_block(family, model) is None:
             raise LoomError("exact needs a U-Net whose last block has cross-attention at the size of the latent, as SD 1.5 and SD 2 have; choose fast or auto.")
@@ -147,7 +147,7 @@ class GradSAM(LatentMethod):
         if grid[0] > 1:
             raise LoomError(f"{self.owner} works on pictures, and this model makes {grid[0]} frames; connect a picture model.")
         last = exact_block(family, model) if self.how != "fast" and not self.blocks.items else None
-        chosen = [last] if last is not None else read_blocks(family.name, family.blocks(model), self.blocks, max(grid[1:]))
+        chosen = [last] if last is not None else read_blocks(family, family.blocks(model), self.blocks, max(grid[1:]))
         if not chosen:
             raise LoomError(f"blocks '{self.blocks.text}' selects no block of this {family.name} model with a map over the picture; leave it empty for the default.")
         tokens = [t for concept in self.subjects.concepts for t in concept.tokens]
@@ -246,11 +246,11 @@ def exact_block(family: Family, model: Any) -> Block | None:
     return block if block.kind == "output" and block.level == 0 and block.index + 1 == len(model.output_blocks) else None
 
 
-def read_blocks(family: str, blocks: list[Block], selection: Any, side: int) -> list[Block]:
+def read_blocks(family: Family, blocks: list[Block], selection: Any, side: int) -> list[Block]:
     """The blocks read by "fast": those selected, or by default the coarse layers of a U-Net and a middle part of others."""
     if selection.items:
         return [b for b in blocks if b in selection]
-    if family != UNETS:
-        return middle(blocks, *PLACES[family])
+    if family.name != UNETS:
+        return with_words(family, blocks, PLACES)
     coarse = [b for b in blocks if side / 2**b.level <= COARSE]
     return coarse or [b for b in blocks if b.level == max(c.level for c in blocks)]

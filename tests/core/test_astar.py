@@ -15,11 +15,22 @@ from attention_loom.core.methods import astar
 from attention_loom.core.methods.astar import AStar
 from attention_loom.core.methods.guided import Moment
 from attention_loom.core.schedule import BlockSelection, Window
+from tiny_models import here, tiny
 from tiny_models import sample as run
-from tiny_models import tiny
 
 TWO = Located((Concept("cat", (1,), ("cat",)), Concept("frog", (3,), ("frog",))), (1, 2, 3), 5)
-FAMILIES = ("sd15", "sdxl", "sd3", "flux", "chroma", "qwen_image", "lumina2", "z_image", "wan")
+FAMILIES = (
+    "sd15",
+    "sdxl",
+    "sd3",
+    "flux",
+    "chroma",
+    "qwen_image",
+    "lumina2",
+    "z_image",
+    "wan",
+    *here("aura_flow", "omnigen2", "boogu", "krea2", "ideogram4", "mage_flow", "joyimage"),
+)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

@@ -99,26 +99,57 @@ def test_flux_reads_t5_alone_without_its_end_and_padding():
     assert len(found.words) < 40 and found.words[0] == 0
 
 
-@pytest.mark.parametrize("family", ["qwen_image", "kandinsky5"])
-def test_qwen_positions_are_those_after_the_dropped_template(monkeypatch, family):
+ENCODERS = {
+    "qwen_image": ("QwenImage", "qwen25_7b"), "kandinsky5": ("Kandinsky5", "qwen25_7b"), "krea2": ("Krea2", "qwen3vl_4b"), "mage_flow": ("MageFlow", "qwen3vl_4b"),
+    "joyimage": ("JoyImage", "qwen3vl_8b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_positions_are_those_after_the_dropped_template(monkeypatch, family):
     """The host's own encoder class cuts the template; positions are checked against what it leaves."""
     import comfy.sd1_clip
 
     host = pytest.importorskip(f"comfy.text_encoders.{family}")
-    tokenizer, encoder = (host.QwenImageTokenizer(), host.QwenImageTEModel) if family == "qwen_image" else (host.Kandinsky5Tokenizer(), host.Kandinsky5TEModel)
-    batch = tokenizer.tokenize_with_weights(PROMPT.replace("(", "").replace(":1.3)", ""), True)
-    n = len(batch["qwen25_7b"][0])
-    numbered = torch.arange(n).view(1, n, 1)
+    name, key = ENCODERS[family]
+    tokenizer, encoder = getattr(host, f"{name}Tokenizer")(), getattr(host, f"{name}TEModel")
+    prompt = PROMPT.replace("(", "").replace(":1.3)", "")
+    batch = tokenizer.tokenize_with_weights(prompt, True)
+    n = len(batch[key][0])
+    numbered = torch.arange(n).view(1, 1, n, 1) if family == "krea2" else torch.arange(n).view(1, n, 1)  # Krea keeps several layers
     monkeypatch.setattr(comfy.sd1_clip.SD1ClipModel, "encode_token_weights", lambda self, pairs: (numbered, None, {"attention_mask": torch.ones(1, n)}))
     made = object.__new__(encoder)
     object.__setattr__(made, "clip_l", SimpleNamespace(encode_token_weights=lambda pairs: (None, None)))
     left = made.encode_token_weights(batch)[0][0, :, 0].tolist()
-    found = locate(clip_of(tokenizer, made), PROMPT.replace("(", "").replace(":1.3)", ""), ["cat", "two frogs"], len(left))
-    vocabulary = tokenizer.qwen25_7b.inv_vocab
+    assert len(left) < n
+    found = locate(clip_of(tokenizer, made), prompt, ["cat", "two frogs"], len(left))
+    vocabulary = getattr(tokenizer, key).inv_vocab
     for concept in found.concepts:
-        assert tuple(vocabulary[batch["qwen25_7b"][0][left[t]][0]] for t in concept.tokens) == concept.pieces
+        assert tuple(vocabulary[batch[key][0][left[t]][0]] for t in concept.tokens) == concept.pieces
     assert pieces(found)["two frogs"] == ("Ġtwo", "Ġfrogs")
-    assert "user" not in " ".join(vocabulary[batch["qwen25_7b"][0][left[t]][0]] for t in found.words)
+    assert "user" not in " ".join(vocabulary[batch[key][0][left[t]][0]] for t in found.words)
+
+
+@pytest.mark.parametrize(("family", "name", "key"), [("omnigen2", "Omnigen2Tokenizer", "qwen25_3b"), ("boogu", "BooguTokenizer", "qwen3vl_8b")])
+def test_a_template_that_is_kept_counts(family, name, key):
+    tokenizer = getattr(pytest.importorskip(f"comfy.text_encoders.{family}"), name)()
+    batch = tokenizer.tokenize_with_weights("a red cat and two frogs", True)[key][0]
+    found = locate(clip_of(tokenizer), "a red cat and two frogs", ["two frogs"], len(batch))
+    vocabulary = getattr(tokenizer, key).inv_vocab
+    assert found.length == len(batch) and "".join(vocabulary[batch[t][0]] for t in found.concepts[0].tokens) == "ĠtwoĠfrogs"
+
+
+def test_aura_reads_its_t5_alone():
+    from comfy.text_encoders.aura_t5 import AuraT5Tokenizer
+
+    found = locate(clip_of(AuraT5Tokenizer()), PROMPT, ["cat", "crystal ball"], 256)
+    assert found.length == 256 and pieces(found)["cat"] == ("▁cat",) and found.words[0] == 0
+
+
+def test_a_tokeniser_that_does_not_tell_the_prompts_tokens_is_named():
+    tokenizer = SimpleNamespace(l=SimpleNamespace(inv_vocab={}), tokenize_with_weights=lambda text, ids, **kw: {"l": [[(1, 1.0), (2, 1.0)]]})
+    with pytest.raises(LoomError, match="SimpleNamespace does not tell which tokens are the prompt's"):
+        locate(clip_of(tokenizer), "cat", ["cat"])
 
 
 def test_z_image_keeps_its_template_and_other_scripts_are_found():

@@ -19,12 +19,12 @@ from attention_loom.core.methods.astar import AStar
 from attention_loom.core.methods.gradsam import Findings, GradSAM
 from attention_loom.core.schedule import BlockSelection
 from attention_loom.core.subject_mask import MaskRule
+from tiny_models import here, tiny
 from tiny_models import sample as run
-from tiny_models import tiny
 
 CAT = Located((Concept("cat", (1, 2), ("cat", "s")),), (1, 2, 3), 5)
 BOTH = Located((Concept("cat", (1, 2), ("cat", "s")), Concept("frog", (3,), ("frog",))), (1, 2, 3), 5)
-FAMILIES = ("sd15", "sdxl", "sd3", "flux", "qwen_image", "lumina2", "z_image")
+FAMILIES = ("sd15", "sdxl", "sd3", "flux", "qwen_image", "lumina2", "z_image", *here("aura_flow", "omnigen2", "boogu", "krea2", "ideogram4", "mage_flow", "joyimage"))
 WIDE = MaskRule(dilate=0)
 """Tiny latents have 24 cells: three cells of growth would cover them."""
 

@@ -38,7 +38,7 @@ class Recipe:
     through ``comfy.sd.load_diffusion_model`` (with this metadata). width: of the prompt; extra(generator) -> more entries
     of the conditioning. joined: prompts of unequal length run in one batch, repeated to a common length (U-Nets); otherwise in
     a call each. prompts: tokens of the positive and the negative. forced: settings the host's class in ``comfy.supported_models``
-    makes itself, smaller.
+    makes itself, smaller. needs: (file of the host, text in it) without which the model cannot be used there.
     """
 
     config: str
@@ -52,6 +52,7 @@ class Recipe:
     joined: bool = False
     prompts: tuple[int, int] = (5, 5)
     forced: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, str] = ("", "")
 
 
 def twice(*parts: str, kind: str = "block", n: int = 2) -> list[str]:

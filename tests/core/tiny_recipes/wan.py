@@ -15,11 +15,13 @@ _V = "video3x2x3"
 _REF = "reference6"
 
 
-def wan(calls: Callable[[int], list[str]], *, config: str = "WAN21_T2V", latent: tuple[int, ...] = VIDEO_LATENT, loader: bool = True, **more: Any) -> Recipe:
+def wan(
+    calls: Callable[[int], list[str]], *, config: str = "WAN21_T2V", latent: tuple[int, ...] = VIDEO_LATENT, loader: bool = True, needs: tuple[str, str] = ("", ""), **more: Any
+) -> Recipe:
     """A recipe; more: entries of the configuration, and extra."""
     extra = more.pop("extra", lambda g, n: {})
     grid = (latent[2], latent[3] // 2, latent[4] // 2)
-    return Recipe(config, _WAN | more, latent, 4096, Facts("Wan", 2, grid, calls), loader=loader, extra=extra)
+    return Recipe(config, _WAN | more, latent, 4096, Facts("Wan", 2, grid, calls), loader=loader, extra=extra, needs=needs)
 
 
 def _wan_calls(n: int) -> list[str]:

@@ -18,6 +18,8 @@ def _beside(picture: int = 0, front: str = "", behind: str = "", last: str = "",
     return calls
 
 
+_HANDED_ON = 'block(args["img"], context=args["txt"], e=args["vec"], freqs=args["pe"], transformer_options=args["transformer_options"])'
+"""S2V's blocks are given the options on later hosts only."""
 _CLIP = clip(257, 1280)
 
 RECIPES: dict[str, Recipe] = {
@@ -46,7 +48,7 @@ RECIPES: dict[str, Recipe] = {
         extra=lambda g, n: _CLIP(g, n) | {"clip_vision_output_ref": _CLIP(g, n)["clip_vision_output"], "audio_embed": randn(g, 1, 12, 35), "fps": 24.0},
     ),
     "wan_s2v": wan(
-        _beside(behind="reference16 other24", video="video3x4x4"), config="WAN22_S2V", model_type="s2v", audio_inject_layers=[0], loader=False, latent=(1, 16, 3, 8, 8),
+        _beside(behind="reference16 other24", video="video3x4x4"), config="WAN22_S2V", model_type="s2v", audio_inject_layers=[0], loader=False, needs=("ldm/wan/model.py", _HANDED_ON), latent=(1, 16, 3, 8, 8),
         extra=lambda g, n: {"audio_embed": randn(g, 1, 25, 1024, 12), "reference_latents": [randn(g, 1, 16, 1, 8, 8)], "reference_motion": randn(g, 1, 16, 2, 8, 8)},
     ),
 }  # fmt: skip
