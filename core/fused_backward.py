@@ -59,7 +59,7 @@ def _has_gradient(operation: Any) -> bool:
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     q, k, table, q_weight, k_weight, epsilon, *width = inputs
     ctx.save_for_backward(q, k, table, q_weight, q_weight if k_weight is None else k_weight)
-    ctx.rest = epsilon, *(width or (0,))
+    ctx.epsilon, ctx.width = epsilon, width[0] if width else 0
     ctx.none = (None,) * (len(inputs) - 2)
 
 
@@ -70,5 +70,5 @@ def _backward(halves: bool, ctx: Any, *gradients: Tensor | None) -> tuple[Any, .
         if gradient is not None and ctx.needs_input_grad[i]:
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                (found[i],) = torch.autograd.grad(rotated(leaf, table, weight, *ctx.rest, halves=halves), leaf, gradient)
+                (found[i],) = torch.autograd.grad(rotated(leaf, table, weight, ctx.epsilon, ctx.width, halves), leaf, gradient)
     return (*found, *ctx.none)
