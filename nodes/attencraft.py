@@ -45,7 +45,7 @@ class LoomAttenCraftMasks(io.ComfyNode):
             category=common.category("image"),
             description=(
                 "Masks of the things in a picture, named by words, without a segmenter: the model looks at the picture once, and what its words and places look at tells "
-                "which place belongs to what. For SD 1.5, SD 2, SDXL, SD3, FLUX, Qwen-Image, Lumina 2 and Z-Image. (AttenCraft, arXiv 2405.17965)"
+                "which place belongs to what. For SD 1.5, SD 2, SDXL, SD3, FLUX, Qwen-Image, Lumina 2, Z-Image, AuraFlow, OmniGen2 and later models of their kind. (AttenCraft, arXiv 2405.17965)"
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model that looks; a LoRA on it counts. It is not changed, and nothing of this pack that is on it acts meanwhile."),
@@ -69,7 +69,7 @@ class LoomAttenCraftMasks(io.ComfyNode):
                                tooltip="U-Nets: coarse reads where a cell is 32 and 16 pixels, as the paper does; fine at 16 and 8, finest at 8, for small pictures. auto takes the first with 16 cells a side."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, optional=True, tooltip="Of the noise that is put over the picture. The same seed gives the same masks."),
                 io.String.Input("blocks", default="", optional=True,
-                                tooltip="SD3, FLUX, Qwen-Image, Lumina 2, Z-Image: blocks that are read; empty takes the middle third. 7-10 counts all blocks in order, d5 a double block."),
+                                tooltip="Models with text and picture in one attention: blocks that are read; empty takes the middle third. 7-10 counts all blocks in order, d5 a double block."),
                 ),
             ],
             outputs=[

@@ -13,6 +13,7 @@ from typing import Any
 from ..call import Block
 from ..columns import with_words
 from ..errors import LoomError
+from ..families import with_words as known_words
 from ..families.base import Family
 from ..families.unet import is_video
 from ..schedule import BlockSelection
@@ -50,7 +51,7 @@ def reading(family: Family, model: Any, latent: tuple[int, int], detail: str, ch
     if picked:
         raise LoomError("blocks is for models with text and picture in one attention; on U-Nets choose detail instead.")
     if family.name != UNETS or is_video(model):
-        raise LoomError(f"it is not known where the words of {family.name} stand in its attention; connect SD 1.5, SD 2, SDXL, SD3, FLUX, Qwen-Image, Lumina 2 or Z-Image.")
+        raise LoomError(f"it is not known where the words of {family.name} stand in its attention; connect SD 1.5, SD 2, SDXL or {known_words()}.")
     return _of_unet(blocks, latent, detail)
 
 

@@ -73,6 +73,11 @@ def families() -> tuple[Family, ...]:
     )
 
 
+def with_words() -> str:
+    """Names of the families whose joint attention tells where words act, for messages."""
+    return ", ".join(f.name for f in families() if f.word_stacks)
+
+
 def family_of(model: Any) -> Family:
     """The adapter of a diffusion model (``patcher.model.diffusion_model``).
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..call import Block
 from ..columns import Columns, with_words
 from ..errors import LoomError
+from ..families import with_words as known_words
 from .guided import LatentMethod, Moment
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class AStar(LatentMethod):
     def check_family(self, family: Family, model: Any) -> None:
         """Models in which text tokens have a map over the picture."""
         if not family.word_stacks and family.name not in CROSS:
-            raise LoomError(f"{self.owner} does not know where the words of {family.name} stand; connect SD 1.5, SDXL, SD3, FLUX, Qwen-Image, Lumina 2, Z-Image or Wan.")
+            raise LoomError(f"{self.owner} does not know where the words of {family.name} stand; connect SD 1.5, SDXL, {known_words()} or Wan.")
 
     def prepare(self, family: Family, model: Any, grid: tuple[int, int, int], memory: dict[Any, Any]) -> None:
         """Which blocks and which columns."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..call import Block
 from ..columns import Columns, with_words
 from ..errors import LoomError
+from ..families import with_words as known_words
 from ..subject_mask import MaskRule, coloured_sums, exact_score, fast_score
 from .guided import LatentMethod
 
@@ -126,7 +127,7 @@ class GradSAM(LatentMethod):
     def check_family(self, family: Family, model: Any) -> None:
         """Picture models in which text tokens have a map."""
         if not family.word_stacks and family.name != UNETS:
-            raise LoomError(f"{self.owner} does not know where the words of {family.name} stand; connect SD 1.5, SDXL, SD3, FLUX, Qwen-Image, Lumina 2 or Z-Image.")
+            raise LoomError(f"{self.owner} does not know where the words of {family.name} stand; connect SD 1.5, SDXL or {known_words()}.")
         if self.how == "exact" and exact_block(family, model) is None:
             raise LoomError("exact needs a U-Net whose last block has cross-attention at the size of the latent, as SD 1.5 and SD 2 have; choose fast or auto.")
 
