@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import latent, prefix
 from .beside import SidePass
+from .call import QUEUE
 from .errors import ConflictError, LoomError
 from .extra_pass import guide
 from .families import family_of
@@ -37,6 +38,9 @@ METHODS = "loom_methods"
 RECORD = "loom_record"
 KEY = "loom"
 COMMON_WIDTHS = (64, 128)
+BEGUN = 0.1
+"""A run that starts within so much of the model's clock counts as a whole one: schedulers do not all begin at the very top."""
+CLOCK_BITS = 40
 """Head widths of nearly all models large enough to matter."""
 OVERRIDE = "optimized_attention_override"
 
@@ -139,6 +143,7 @@ def _check(family: Family, diffusion: Any, noise: Tensor, given: dict[str, Any],
     run.grid = run.whole = geometry.grid
     for method in methods:
         method.check_run(family, geometry, run.warn)
+        method.check_company(methods, run.warn)
         method.check_prompts(prompts, noise.shape[0])
     for sentence in run.warnings:
         log.warning(sentence)
@@ -211,7 +216,7 @@ def _apply_model(
     pass_: ExtraPass | None = given.get(EXTRA)
     methods = tuple(m for m in everyone if m.only_in is None or (pass_ is not None and m.only_in == pass_.name))
     base = executor.class_obj
-    sigma = float(given["sigmas"].max()) if "sigmas" in given else float(t.max())
+    sigma = _level(given) if "sigmas" in given else float(t.max())
     active = tuple(m for m in methods if m.window.contains(sigma, base.model_sampling.percent_to_sigma))
     family = family_of(base.diffusion_model)
     # a model called outside of sampling (a preview, a test) still gets a run, one that nobody keeps
@@ -241,6 +246,7 @@ def _apply_model(
         sigma=sigma,
         progress=_progress(given, sigma),
         steps=_steps(given),
+        done=_done(given, base.model_sampling, sigma),
         rope=_rope(family, base.diffusion_model, extra, run),
         plane=_plane(family, base.diffusion_model, given, run),
         previous=given.get(OVERRIDE),
@@ -270,6 +276,12 @@ def _prefix(base: Any, methods: tuple[Method, ...], options: dict[str, Any], bat
     return prefix.Prefix(run, options, batch, ends, pass_, axis) if ends else None
 
 
+def _level(options: dict[str, Any]) -> float:
+    """The noise level of a model call; of a window of an endless clip, whose frames may be batch rows with levels of their own, the median."""
+    sigmas = options["sigmas"]
+    return float(sigmas.median() if QUEUE in options else sigmas.max())
+
+
 def _progress(options: dict[str, Any], sigma: float) -> float:
     """Place of this noise level in the schedule, 0 to 1, interpolated: samplers may evaluate between steps."""
     sigmas = options.get("sample_sigmas")
@@ -280,6 +292,18 @@ def _progress(options: dict[str, Any], sigma: float) -> float:
     low, high = float(levels[at - 1]), float(levels[at])
     part = 0.0 if high == low else (sigma - low) / (high - low)
     return float(min(1.0, max(0.0, 1.0 - (at - 1 + part) / (len(levels) - 1))))
+
+
+def _done(options: dict[str, Any], sampling: Any, sigma: float) -> float | None:
+    """Place of this noise level in the whole schedule, by the model's clock, where this run is a part of one; else None."""
+    sigmas = options.get("sample_sigmas")
+    if sigmas is None or len(sigmas) < 2 or (float(sigmas[0]) >= float(sampling.percent_to_sigma(BEGUN)) and float(sigmas[-1]) == 0):
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(CLOCK_BITS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) > sigma else (low, middle)
+    return high
 
 
 def _steps(options: dict[str, Any]) -> int:

@@ -178,7 +178,8 @@ class AttentionCall:
     the same model call (VACE: one for each control video). replaced: the
     blocks other nodes replace in this model call: an extra pass that skips or perturbs layers differs from the main one in them.
     extra: the extra pass of a guidance method, None in the main one.
-    rope, plane: the temporal and the spatial rotary axes, as the family adapter reads them.
+    done: where this run is only a part of a schedule (a second sampler, denoise below 1), its place in the whole by the model's own
+    clock, 0 first, 1 last; None where it is the whole. rope, plane: the temporal and the spatial rotary axes, as the family adapter reads them.
     project: keys and values [1, M, C] that this cross-attention makes of another text [1, M, width], None elsewhere.
     seen: the call's own tensors, for methods whose factors depend on them.
     queue: the window of an endless clip's queue this call runs on, None elsewhere.
@@ -203,6 +204,7 @@ class AttentionCall:
     rope: object | None = None
     plane: object | None = None
     steps: int = 0
+    done: float | None = None
     turn: int = 0
     replaced: tuple[str, ...] = ()
     run: Run | None = field(default=None, compare=False, repr=False)
@@ -231,7 +233,7 @@ class QueueWindow:
     """One model call of an endless clip, whose frames stand at different noise levels.
 
     number: of the window, 0 at the clean end, of ``count``; frames: absolute latent frames of the finished clip; iteration: one per
-    frame that leaves; lap: changes when the window has new content throughout, so what was learned of the old one is stale.
+    frame that leaves; leaves: place of that frame in the window at the clean end; lap: changes when the window has new content throughout, so what was learned of the old one is stale.
     scene: frame from which the positive prompt of this call holds. memory: what is remembered from earlier iterations, by name.
     notes: what a method writes down in this call and reads later in it.
     """
@@ -242,6 +244,7 @@ class QueueWindow:
     iteration: int
     lap: int
     scene: int = 0
+    leaves: int = 0
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     notes: dict[Any, Any] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import LoomError
 from .families import family_of
+from .frame_rows import clip, levels_of, rows
 from .guidance import EXTRA, TIMESTEPS, ExtraPass
 
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ def guide(method: GuidanceMethod) -> Callable[[dict[str, Any]], Tensor]:
         _insist(method, model, pass_)
         if pass_.run is not None:
             pass_.run.passes[method.owner] += 1
-        return method.guidance.join(w, args["denoised"], args["cond_denoised"], None if args["uncond"] is None else args["uncond_denoised"], extra)
+        parts = [args["denoised"], args["cond_denoised"], None if args["uncond"] is None else args["uncond_denoised"], extra]
+        if levels_of(args["model_options"]) is None:
+            return method.guidance.join(w, *parts)  # type: ignore[arg-type]
+        return clip(method.guidance.join(w, *(rows(part) for part in parts)), len(extra))  # type: ignore[no-any-return]
 
+    post_cfg.whole_window = True  # type: ignore[attr-defined]
     return post_cfg
 
 

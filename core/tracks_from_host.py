@@ -69,9 +69,10 @@ def _tracks(per_object: list[list[Box | None]], word: str, frames: int, width: i
     tolerance = TOLERANCE / max(width, height)
     objects = []
     for n, boxes in enumerate(per_object):
-        if all(box is None for box in boxes):
-            raise LoomError(f"{word} {n + 1} is not visible in any frame; leave it out.")
-        objects.append(Track(f"{word} {n + 1}", _keys(_spread(boxes, frames), tolerance)))
+        samples = _spread(boxes, frames)
+        if all(box is None for _, box in samples):
+            raise LoomError(f"{word} {n + 1} is not visible in any frame of the clip; leave it out.")
+        objects.append(Track(f"{word} {n + 1}", _keys(samples, tolerance)))
     return Tracks(frames, width, height, tuple(objects), clip=True)
 
 

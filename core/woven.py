@@ -41,6 +41,7 @@ class Woven:
     sigma: float
     progress: float
     steps: int
+    done: float | None
     rope: RopeAxis | None
     plane: RopePlane | None
     previous: Callable[..., Tensor] | None
@@ -100,8 +101,20 @@ class Woven:
                 raise Unclear(f"{place.block} {place.kind}: {n} {side}, but the tokens known make {layout.length}")
         return place
 
+    def _window(self, options: dict[str, Any]) -> tuple[tuple[int, ...] | None, int]:
+        """Frames of the context window as tokens count them, where one token holds several latent frames."""
+        frames, lead = window_of(options)
+        held = self.family.frames_per_token(self.diffusion)
+        if frames is None or held == 1:
+            return frames, lead
+        if lead or frames[0] % held:
+            self.run.warn(
+                f"a context window begins at latent frame {frames[lead]}, within the {held} frames of one token; choose windows and overlaps that are multiples of {held}"
+            )
+        return tuple(frame // held for frame in frames[::held]), -(-lead // held)
+
     def _call(self, sig: signature.Signature, place: Place) -> AttentionCall:
-        frames, lead = window_of(sig.options)
+        frames, lead = self._window(sig.options)
         turn = self.turns[place.block, place.kind]
         self.turns[place.block, place.kind] += 1
         return AttentionCall(
@@ -124,6 +137,7 @@ class Woven:
             rope=self.rope,
             plane=self.plane,
             steps=self.steps,
+            done=self.done,
             turn=turn,
             replaced=self.replaced,
             run=self.run,

@@ -42,7 +42,7 @@ class LoomDiTraj(io.ComfyNode):
                 io.Conditioning.Input("foreground", tooltip="The object alone, described as a close-up that fills the frame. Read inside its box."),
                 io.Conditioning.Input("background", tooltip="The scene alone, without a word about the object. Read outside of all boxes."),
                 LOOM_TRACK.Input("track", tooltip="The path, from Draw Path. It must be drawn for the length of the video."),
-                common.strength_input("How far the region texts and the moved positions act."),
+                common.strength_input("How far the region texts and the moved positions act. On HunyuanVideo and CogVideoX the texts, and everywhere what r_mask keeps apart, know only on and off: use mask_end and rope_end there."),
                 io.Float.Input("mask_end", default=0.6, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the steps in which box and background read texts of their own (paper: mask_steps, 30 of 50). More holds the path harder, less lets the picture blend."),
                 io.Float.Input("rope_end", default=0.1, min=0.0, max=1.0, step=0.01,
@@ -95,6 +95,11 @@ def configure(
     if not isinstance(track, Tracks):
         raise LoomError(f"the track is a {type(track).__name__}; connect the track output of Draw Path.")
     texts = [text_of(c, f"foreground {i}") for i, c in enumerate(foregrounds, 1) if c is not None]
+    for text in texts if base else ():
+        if text.shape[-1] != base[0][0].shape[-1]:
+            raise LoomError(
+                f"a foreground text has the width {text.shape[-1]} and the positive prompt {base[0][0].shape[-1]}; encode both with the CLIP that belongs to this model."
+            )
     if len(texts) != len(track.objects):
         raise LoomError(f"the track has {len(track.objects)} objects and {len(texts)} foreground texts are connected; connect one text per object, in their order.")
     return DiTraj(

@@ -58,6 +58,9 @@ class Method(ABC):
     def check_run(self, family: Family, geometry: Geometry, warn: Any) -> None:
         """Raise LoomError if the latent does not fit; ``warn(sentence)`` for what is odd. Called before the first step."""
 
+    def check_company(self, methods: tuple[Method, ...], warn: Any) -> None:
+        """``warn(sentence)`` for other methods on this model that make a setting of this one odd. Called before the first step."""
+
     def check_prompts(self, prompts: dict[str, list[dict[str, Any]]], batch: int) -> None:
         """Raise LoomError if the sampler's prompts do not fit. prompts: the host's, by their role ("positive"); batch: pictures of the latent."""
 

@@ -258,12 +258,17 @@ class DiTraj(Method):  # two of them are never equal: they hold tensors
         total = sum(self._lengths)
         if self.mask_end == 0 or hi == lo or (hi - lo) % total:
             return False
-        return total != self.prompt_tokens or self._early(call, self.mask_end)
+        alike = self.prompt_tokens > 0 and (hi - lo) % self.prompt_tokens == 0  # the prompt itself, or repeated to batch it with a longer one
+        return not alike or self._early(call, self.mask_end)
 
     # --- helpers --------------------------------------------------------------------------------------------------------
 
     def _early(self, call: AttentionCall, share: float) -> bool:
-        """Whether the step of this call is among the first ``share`` of all, rounded up to whole steps."""
+        """Whether the step of this call is among the first ``share`` of all, rounded up to whole steps; in a part of a schedule by
+        the model's clock, which does not know how many steps the others have.
+        """
+        if call.done is not None:
+            return call.done < share - 1e-4  # a step at the share is past it, whatever the rounding
         if call.steps == 0:
             return call.progress < share
         return call.step < math.ceil(share * call.steps - 1e-9)

@@ -113,7 +113,7 @@ class EndlessSubject(Method):
     def acts(self, window: QueueWindow) -> bool:
         """Whether a window of the queue is one of the chosen."""
         noisier = 2 * window.number >= window.count
-        return self.which == "all" or noisier == (self.which == "noisier half")
+        return self.which == "all" or window.count == 1 or noisier == (self.which == "noisier half")
 
     def located(self, scene: int) -> Located:
         """Where the words stand in the prompt that holds from ``scene`` on."""
@@ -199,9 +199,10 @@ class EndlessSubject(Method):
         if self.gamma:
             reading.keys[call.block] = mean_key(unrotated(call, k.float()), reading.mask)
         if self.copies and self.source == "the head" and not reading.differentiable:
-            found = segment(k, v, reading.mask)
+            assert call.queue is not None
+            found = segment(k, v, reading.mask, call.queue.leaves)
             if found is not None:
-                found["k"] = before_first(call, found["k"], reading.mask.shape[1] // 2)
+                found["k"] = before_first(call, found["k"], call.queue.leaves)
                 reading.segments |= {f"segment.{call.block.ordinal}.{part}": value for part, value in found.items()}
         if reading.differentiable and call.block.ordinal == self.used(_numbered(call.block.total))[-1].ordinal:
             raise Finished
@@ -225,15 +226,13 @@ def mean_key(k: Tensor, mask: Tensor) -> Tensor:
     return total.flatten(1)
 
 
-def segment(k: Tensor, v: Tensor, mask: Tensor) -> dict[str, Tensor] | None:
-    """Keys and values [b, H, N, D] of the subject in the middle frame of a window, which is the one that leaves: k and v
-    [b, H, M, D], and b [b, M]: 0 where an item's mask [b, T, Y, X] holds the token, else :data:`NEVER`. None if it holds none.
-    """
-    frame = mask[:, mask.shape[1] // 2].flatten(1)
+def segment(k: Tensor, v: Tensor, mask: Tensor, leaves: int) -> dict[str, Tensor] | None:
+    """Keys and values [b, H, N, D] of the subject in the frame that leaves, number ``leaves`` of the window: k and v [b, H, M, D], and b [b, M]: 0 where an item's mask [b, T, Y, X] holds the token, else :data:`NEVER`. None if it holds none."""
+    frame = mask[:, leaves].flatten(1)
     at = frame.any(0).nonzero().flatten()
     if not len(at):
         return None
-    tokens = at + mask.shape[1] // 2 * frame.shape[1]
+    tokens = at + leaves * frame.shape[1]
     kept = torch.where(frame[:, at], 0.0, NEVER)
     return {"k": k[:, :, tokens].clone(), "v": v[:, :, tokens].clone(), "b": kept}
 

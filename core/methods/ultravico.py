@@ -28,6 +28,7 @@ from ...kernels.caching import remembered
 from ...kernels.plan import MASKED, DistanceTable, FrameTable, Modulation
 from ..errors import LoomError
 from .base import Method
+from .riflex import RIFLEx
 
 if TYPE_CHECKING:
     from ..call import AttentionCall, Geometry, TokenLayout
@@ -68,6 +69,8 @@ class UltraViCo(Method):
             raise LoomError(f"alpha {self.alpha:g} was given; it lies above 0 and at most at 1 (1 = off, the paper uses 0.9).")
         if not 0.0 <= self.beta <= 1.0:
             raise LoomError(f"beta {self.beta:g} was given; it lies between 0 and 1 (the paper uses 0.6 for HunyuanVideo).")
+        if self.sink_frames and self.granularity == "token":
+            raise LoomError(f"sink_frames {self.sink_frames} was given with granularity token, which knows no frames; set granularity to frame, or sink_frames to 0.")
         if self.period is None:
             return
         if self.beta > self.alpha:
@@ -106,6 +109,11 @@ class UltraViCo(Method):
             warn(f"alpha {self.alpha:g} is below 0.85; on large models the paper saw consistency drop sharply there")
         if frames > BF16_EXACT and family.positions_in_model_dtype:
             warn(f"{frames} latent frames exceed {BF16_EXACT}: {family.name} builds positions in the model's dtype, and bfloat16 holds whole numbers exactly only up to there")
+
+    def check_company(self, methods: tuple[Method, ...], warn: Any) -> None:
+        """RIFLEx moves the frequency whose repetition the bands are there for."""
+        if self.period is not None and any(isinstance(m, RIFLEx) for m in methods):
+            warn(f"{self.owner}: {RIFLEx.owner} has moved the frequency that repeats, and the repetition bands stay where the stock model repeats; set repetition to off")
 
     def wants(self, call: AttentionCall) -> bool:
         """Self- and joint attention among video tokens."""

@@ -63,7 +63,7 @@ def check_clip(latent: Tensor, rows: bool, layout: Layout, given: bool) -> None:
     """Raises LoomError for a latent that is no clip or too short. latent [B, C, T, H, W]; given: whether it holds a clip."""
     frames = latent.shape[2]
     if rows and frames != layout.frames:
-        raise LoomError(f"this model takes frames as a batch of fixed length: the latent has {frames} frames and the window {layout.frames}; make them equal (window 0).")
+        raise LoomError(f"this model takes frames as a batch of fixed length: the latent has {frames} frames and the window {layout.frames}; make them equal.")
     if frames < layout.frames:
         what = "start clip" if given else "latent"
         raise LoomError(f"the {what} has {frames} latent frames and the window {layout.frames}; give a longer one, or set window to {frames}.")

@@ -173,7 +173,7 @@ class Run:
         target = torch.stack([self._below(s) for s in slots]).to(x.device)
         frames = tuple(self._clamped(self.layout.frame(s, at)) for s in slots)
         conds = prompts.holding(self.conds, self._scene(window), window.number)
-        place = QueueWindow(window.number, len(self.layout.windows()), frames, at, at // self.layout.frames, prompts.scene(conds), self.state.memory)
+        place = QueueWindow(window.number, len(self.layout.windows()), frames, at, at // self.layout.frames, prompts.scene(conds), self.layout.pinned, self.state.memory)
         out = self._moved(x, self.calls.denoised(x, sigma, conds, frames, place), sigma, target, slots)
         return out if self.guidance is None else self._guided(self.guidance, out, x, sigma, target, conds, place)
 

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ..call import QUEUE, QueueWindow
 from ..errors import LoomError, UnsupportedModel
+from ..frame_rows import FOLDED, LEVELS, ModelCalled, frame_by_frame
 
-LEVELS = "loom_frame_levels"
-"""Key in transformer_options: fp32 [f], the sigma of every frame of this call."""
 TIMES = "loom_frame_times"
 """Key in transformer_options: fp32 [f], the timestep of every frame as the model counts it."""
 KEY = "loom_ouroboros"
@@ -123,6 +122,8 @@ def _apply_model(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
     sigma: Tensor | None = options.get(LEVELS)
     if sigma is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **extra)  # type: ignore[no-any-return]
+    if FOLDED in options:
+        raise ModelCalled
     if x.shape[2] != len(sigma):
         raise LoomError(f"a model call got {x.shape[2]} of {len(sigma)} frames of the queue; take conditioning areas over time off the prompts.")
     form = Form(executor.class_obj.model_sampling)
@@ -143,24 +144,6 @@ def _diffusion_model(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: 
 # --- one call -------------------------------------------------------------------------------------------------------
 
 
-def frame_by_frame(function: Callable[[dict[str, Any]], Tensor]) -> Callable[[dict[str, Any]], Tensor]:
-    """A guidance function of another node (rescaled CFG, for instance) that sees every frame as a batch row with its own sigma."""
-
-    def rows(x: Any) -> Any:
-        return x.movedim(2, 1).flatten(0, 1)[:, :, None] if isinstance(x, Tensor) and x.ndim == 5 else x
-
-    def guided(args: dict[str, Any]) -> Tensor:
-        sigma: Tensor | None = args["model_options"].get("transformer_options", {}).get(LEVELS)
-        if sigma is None:
-            return function(args)
-        batch, frames = args["cond"].shape[0], len(sigma)
-        each = sigma.to(args["cond"]).repeat(batch)
-        out = function({name: rows(value) for name, value in args.items()} | {"timestep": each, "sigma": each})
-        return out[:, :, 0].unflatten(0, (batch, frames)).movedim(1, 2)
-
-    return guided
-
-
 class Frames:
     """Asks a guider for denoised frames at levels of their own. model_options: of the run, left as they are."""
 
@@ -178,6 +161,8 @@ class Frames:
             extension.add_wrapper_with_key(kind, KEY, wrapper, self.options, is_model_options=True)
         if "sampler_cfg_function" in self.options:
             self.options["sampler_cfg_function"] = frame_by_frame(self.options["sampler_cfg_function"])
+        for name in ("sampler_pre_cfg_function", "sampler_post_cfg_function"):
+            self.options[name] = [frame_by_frame(function) for function in self.options.get(name, [])]
 
     def denoised(self, x: Tensor, sigma: Tensor, conds: Conds, frames: tuple[int, ...], queue: QueueWindow | None = None) -> Tensor:
         """x [B, C, f, H, W] with sigma fp32 [f] -> the denoised latent of the same shape, guided as the guider does.

@@ -302,12 +302,72 @@ def test_texts_are_read_as_the_model_reads_its_prompt(host):
 
 
 @pytest.mark.host
+def test_a_schedule_in_two_parts_is_counted_as_one(host, monkeypatch):
+    """Wan 2.2's two experts: what belongs to the first steps does not begin anew in the second sampler."""
+    import comfy.sample
+
+    model, acted = big("wan"), []
+    original = DiTraj._early
+
+    def early(self, call, share):
+        found = original(self, call, share)
+        acted.append((round(call.sigma, 5), share, found))
+        return found
+
+    monkeypatch.setattr(DiTraj, "_early", early)
+    patched = attach(model.patcher, method("wan"))
+    noise = comfy.sample.prepare_noise(model.latent, 1)
+
+    def levels(**part):
+        acted.clear()
+        latent = part.pop("latent", model.latent)
+        start = torch.zeros_like(noise) if part.get("disable_noise") else noise
+        out = comfy.sample.sample(patched, start, 10, 1.0, "euler", "simple", model.positive, model.negative, latent, disable_pbar=True, seed=1, **part)
+        return out, {share: {sigma for sigma, s, found in acted if s == share and found} for share in (0.6, 0.1)}
+
+    _, whole = levels()
+    half, first = levels(last_step=5, force_full_denoise=False)
+    _, second = levels(start_step=5, disable_noise=True, latent=half)
+    assert len(whole[0.6]) == 6 and len(whole[0.1]) == 1
+    assert first[0.6] | second[0.6] == whole[0.6] and len(second[0.6]) == 1
+    assert first[0.1] == whole[0.1] and not second[0.1]
+    _, late = levels(denoise=0.5)
+    assert not late[0.1]
+
+
+@pytest.mark.host
+def test_a_prompt_as_long_as_the_joined_text_or_a_multiple_is_told_from_it(host):
+    """Joined 7 tokens, the prompt 14: after its share of the steps the prompt is read whole."""
+    m = method("hunyuan_video", prompt_tokens=14, rope_end=0.0)
+    for progress, separated in ((0.0, True), (0.9, False)):
+        call = call_of("joint", spans_q=(VIDEO, Span("text", 14)), progress=progress)
+        assert m._separates(call) == separated
+    assert m._separates(call_of("joint", spans_q=(VIDEO, Span("text", 7)), progress=0.9)), "the joined text itself"
+    repeated = method("hunyuan_video", prompt_tokens=6, rope_end=0.0)  # beside a negative prompt of 7 tokens the host makes 42 of both
+    assert not repeated._separates(call_of("joint", spans_q=(VIDEO, Span("text", 42)), progress=0.9))
+
+
+@pytest.mark.host
+def test_texts_of_another_encoder_are_named_on_joint_models_too(host):
+    from attention_loom.core.tracks import KeyFrame, Track, Tracks
+    from attention_loom.nodes import ditraj
+
+    model, other = big("hunyuan_video"), [[text(1, 32), {}]]
+    drawn = Tracks(9, 96, 64, (Track("it", (KeyFrame(0, (0, 0, 0.5, 0.6)), KeyFrame(8, (0.4, 0.2, 0.9, 0.8)))),))
+    with pytest.raises(LoomError, match="width 32 and the positive prompt 48"):
+        ditraj.configure(model.patcher, model.positive, [other], other, drawn)
+
+
+@pytest.mark.host
 @pytest.mark.parametrize("name", ["hunyuan_video", *tiny_models.here("cogvideo", "cogvideo_15")])
 def test_joint_models_read_the_joined_text_first_and_the_prompt_then(host, name):
     model = big(name)
-    m = method(name, mask_end=0.5, rope_end=0.5)
+    half, clock = 0.5, model.patcher.model.model_sampling.percent_to_sigma
+    if model.facts.sigma is not None:  # sampled in the last part of the schedule: half of it by the model's clock
+        half = next(p / 1000 for p in range(1000) if float(clock(p / 1000)) < 0.6 * model.facts.sigma)
+    m = method(name, mask_end=half, rope_end=half)
     texts = [m.background, *m.foregrounds]
-    both = model._replace(positive=joined(model.positive, texts, 0.5))
+    both = model._replace(positive=joined(model.positive, texts, half))
     patched = attach(model.patcher, m)
     ours = tiny_models.sample(patched, both, steps=4)
     run = record_of(patched).last

@@ -40,7 +40,7 @@ def test_wan_with_latents_in_its_context():
     out, calls, record = observe(model)
     assert torch.equal(out, run(model.patcher, model, STEPS)) and understood(record)
     assert not torch.equal(out, run(model.patcher, tiny("wan"), STEPS))
-    assert {words(c.q) for c in calls} == {"video3x2x3 other12"}
+    assert {words(c.q) for c in calls} == {"video3x2x3 other4 other8"}
 
 
 def test_ltx_guides_of_their_own_strength_stay_stock_and_are_reported():

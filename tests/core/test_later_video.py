@@ -1,5 +1,6 @@
 """CogVideoX, Kandinsky 5 and MiniMax H3 where they differ from other families: on hosts that have them (later than ComfyUI 0.3.75; run with COMFYUI_DIR)."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -115,11 +116,30 @@ def test_a_drawn_path_gets_one_box_per_row_of_tokens(name, frames):
     assert token_stride(model.patcher) == frames
     seen = KeyFrame(0, (0.0, 0.0, 0.5, 0.6)), KeyFrame(16, (0.4, 0.2, 0.9, 0.8))
     text = [[torch.zeros(1, 3, 48), {}]]
-    method = ditraj.configure(model.patcher, text, [text], text, Tracks(17, 96, 64, (Track("it", seen),)), mask_end=0.0)
+    method = ditraj.configure(model.patcher, text, [text], text, Tracks(17, 96, 64, (Track("it", seen),)), mask_end=0.0, rope_end=1.0)
     clip = model._replace(latent=torch.zeros(1, 16, 5, 8, 12))
     patched = attach(model.patcher, method)
     assert torch.isfinite(run(patched, clip)).all()
     assert record_of(patched).last.touched[DiTraj.owner] > 0
+
+
+@pytest.mark.parametrize("name", here("cogvideo_15"))
+def test_a_context_window_is_counted_in_tokens(name):
+    import comfy.context_windows as windows
+
+    model = tiny(name, latent=(1, 16, 8, 8, 12))
+    patcher = model.patcher.clone()
+    patcher.model_options["context_handler"] = windows.IndexListContextHandler(
+        windows.get_matching_context_schedule(windows.ContextSchedules.STATIC_STANDARD), windows.get_matching_fuse_method(windows.ContextFuseMethods.FLAT),
+        context_length=4, context_overlap=2, dim=2, **({"causal_window_fix": False} if "causal_window_fix" in inspect.signature(windows.IndexListContextHandler).parameters else {}),
+    )  # fmt: skip
+    windows.create_prepare_sampling_wrapper(patcher)
+    boxes = torch.tensor([[[0, 0, 0.5, 0.6], [0.1, 0.1, 0.6, 0.7], [0.2, 0.2, 0.8, 0.8], [0.4, 0.2, 0.9, 0.8]]], dtype=torch.float64)
+    patched = attach(patcher, DiTraj(boxes=boxes, mask_end=0.0, rope_end=1.0, foregrounds=()))
+    out, calls, record = observe(model, patched)
+    assert torch.isfinite(out).all() and understood(record) and record.touched[DiTraj.owner] > 0
+    assert {c.frames for c in calls} == {(0, 1), (1, 2), (2, 3)} and all(c.q.grid[0] == len(c.frames) for c in calls)
+    assert not any("within the" in w for w in record.warnings)
 
 
 @pytest.mark.parametrize(("name", "frames"), [(n, 11 if n == "cogvideo_15" else 13) for n in here("cogvideo", "cogvideo_15")])

@@ -234,6 +234,58 @@ def test_rescaled_guidance_is_computed_per_frame():
     assert seen[0][1] == pytest.approx(schedule(model.patcher, 6).flip(0)[4:].tolist())
 
 
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_guidance_before_and_after_cfg_is_computed_per_frame(when):
+    """Functions that depend on norms (CFG-Zero*, TCFG, APG) must not mix frames of different levels."""
+    model = tiny("wan")
+    patcher, seen = model.patcher.clone(), []
+
+    def evened(x):
+        return x / x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+    def guide(args):
+        given = args["conds_out"] if when == "pre" else [args["denoised"]]
+        seen.append((tuple(given[0].shape), args["sigma"].tolist()))
+        made = [evened(x) for x in given]
+        return made if when == "pre" else made[0]
+
+    getattr(patcher, f"set_model_sampler_{when}_cfg_function")(guide)
+    out = make(model, 2, patcher=patcher, latent=clip_of(model), cfg=3.0)
+    assert bool(out.isfinite().all())
+    assert {shape for shape, _ in seen} == {(3, 16, 1, 4, 6)}
+    assert seen[0][1] == pytest.approx(schedule(model.patcher, 6).flip(0)[4:].tolist())
+
+
+def test_guidance_that_calls_the_model_sees_the_window_whole():
+    """As perturbed-attention guidance of the host does: the model knows no single frames."""
+    import comfy.samplers
+
+    model = tiny("wan")
+    patcher, seen = model.patcher.clone(), []
+
+    def guide(args):
+        again = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"])[0]
+        seen.append(tuple(args["denoised"].shape))
+        return args["denoised"] + 0.5 * (args["cond_denoised"] - again)
+
+    patcher.set_model_sampler_post_cfg_function(guide)
+    out = make(model, 2, patcher=patcher, latent=clip_of(model))
+    assert torch.allclose(out, make(model, 2, latent=clip_of(model)), atol=1e-4)  # the same prediction again pushes nowhere
+    assert seen and set(seen) == {(1, 16, 3, 4, 6)}
+
+
+def test_rescaled_head_guidance_counts_each_frame_by_itself(monkeypatch):
+    from attention_loom.core.guidance import Guidance
+    from attention_loom.nodes.softpag import LoomSoftPAG
+
+    model, seen = tiny("wan"), []
+    join = Guidance.join
+    monkeypatch.setattr(Guidance, "join", lambda self, w, *parts: (seen.append({tuple(p.shape) for p in parts if p is not None}), join(self, w, *parts))[1])
+    patcher = LoomSoftPAG.execute(model=model.patcher, preset="auto", scale=3.0, u=1.0, rescale=1.0).result[0]
+    out = make(model, 2, patcher=patcher)
+    assert bool(out.isfinite().all()) and seen and all(shapes == {(3, 16, 1, 4, 6)} for shapes in seen)
+
+
 def test_a_guidance_method_of_the_pack_acts_too():
     from attention_loom.nodes.softpag import LoomSoftPAG
 

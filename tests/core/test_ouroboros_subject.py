@@ -315,10 +315,26 @@ def test_a_segment_holds_the_subject_of_the_frame_that_leaves():
     k = torch.arange(2 * 1 * 6 * 2.0).view(2, 1, 6, 2)
     mask = torch.zeros(2, 3, 1, 2, dtype=torch.bool)
     mask[0, 1, 0, 1] = mask[1, 1, 0, 0] = mask[1, 0, 0, 0] = True
-    found = endless_subject.segment(k, -k, mask)
+    found = endless_subject.segment(k, -k, mask, 1)
     assert torch.equal(found["k"], k[:, :, 2:4]) and torch.equal(found["v"], -k[:, :, 2:4])
     assert found["b"].tolist() == [[endless_subject.NEVER, 0.0], [0.0, endless_subject.NEVER]]
-    assert endless_subject.segment(k, k, torch.zeros_like(mask)) is None
+    assert endless_subject.segment(k, k, torch.zeros_like(mask), 1) is None
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_the_frame_that_leaves_is_the_one_remembered(lookahead, monkeypatch):
+    """Without lookahead the first slot of the window at the clean end leaves, with it the middle one."""
+    model, kept = tiny("wan"), []
+    original = endless_subject.segment
+    monkeypatch.setattr(endless_subject, "segment", lambda k, v, mask, leaves: (kept.append(leaves), original(k, v, mask, leaves))[1])
+    make(model, 2, patcher=on(model, copies=2.0, source="the head", which="all"), lookahead=lookahead)
+    assert kept and set(kept) == {1 if lookahead else 0}
+
+
+def test_a_queue_of_one_window_is_both_halves():
+    """One partition without lookahead: the default half would otherwise never act."""
+    assert EndlessSubject(SCENES, copies=2.0).acts(QueueWindow(0, 1, (0, 1, 2), 0, 0))
+    assert not EndlessSubject(SCENES, copies=2.0).acts(QueueWindow(0, 2, (0, 1, 2), 0, 0))
 
 
 def test_a_key_moved_before_the_window_is_that_of_a_frame_standing_there():
@@ -365,7 +381,9 @@ def test_no_copy_of_the_head_is_stock_and_a_negative_row_reads_none(monkeypatch)
     stock = make(model, 3)
     monkeypatch.setattr(endless_subject, "_positive", lambda call: slice(0, 1))
     original = endless_subject.segment
-    monkeypatch.setattr(endless_subject, "segment", lambda k, v, mask: None if (s := original(k, v, mask)) is None else s | {"b": torch.full_like(s["b"], endless_subject.NEVER)})
+    monkeypatch.setattr(
+        endless_subject, "segment", lambda k, v, mask, leaves: None if (s := original(k, v, mask, leaves)) is None else s | {"b": torch.full_like(s["b"], endless_subject.NEVER)}
+    )
     assert torch.allclose(make(model, 3, patcher=on(model, source="the head")), stock, atol=1e-4)
 
 

@@ -120,6 +120,7 @@ def test_boxes_of_the_host():
         (lambda: from_points({"track_path": torch.zeros(5, 17, 2)}, 5, 64, 64, 0.2, 0.2), "17 points; at most 16"),
         (lambda: from_points({"track_path": torch.full((5, 1, 2), float("nan"))}, 5, 64, 64, 0.2, 0.2), "point 1 is not visible in any frame"),
         (lambda: from_bounding_boxes([], 5, 64, 64), "holds no box"),
+        (lambda: from_bounding_boxes([[{"x": 1, "y": 1, "width": 9, "height": 9}] if t == 1 else [] for t in range(9)], 3, 64, 64), "box 1 is not visible in any frame of the clip"),
         (lambda: from_bounding_boxes([[], []], 5, 64, 64), "holds no box in any frame"),
         (lambda: from_bounding_boxes({"x": 1}, 5, 64, 64), "boxes, frame 0: .* is not a box"),
         (lambda: from_bounding_boxes({"x": 1, "y": 1, "width": float("inf"), "height": 2}, 5, 64, 64), "not all finite"),

@@ -82,6 +82,7 @@ def test_harmonic_period_of_known_models():
     [
         ({"train_frames": 1}, "at least 2"),
         ({"alpha": 0.0}, "alpha 0 was given"),
+        ({"sink_frames": 2, "granularity": "token"}, "sink_frames 2 was given with granularity token"),
         ({"alpha": 1.2}, "alpha 1.2 was given"),
         ({"beta": -0.1}, "beta -0.1 was given"),
         ({"beta": 0.95, "period": 50.0}, "beta 0.95 is above alpha 0.9"),
@@ -91,6 +92,15 @@ def test_harmonic_period_of_known_models():
 def test_settings_that_make_no_sense(settings, words):
     with pytest.raises(LoomError, match=words):
         UltraViCo(**{"train_frames": 21} | settings)
+
+
+def test_riflex_beside_repetition_bands_is_said():
+    from attention_loom.core.methods.riflex import RIFLEx
+
+    said = []
+    UltraViCo(train_frames=33, period=50.0).check_company((RIFLEx(k=4),), said.append)
+    UltraViCo(train_frames=33).check_company((RIFLEx(k=4),), said.append)
+    assert len(said) == 1 and "set repetition to off" in said[0]
 
 
 def test_off():
