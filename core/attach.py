@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import latent, prefix
 from .beside import SidePass
-from .call import QUEUE
+from .call import QUEUE, roles_of
 from .errors import ConflictError, LoomError
 from .extra_pass import guide
 from .families import family_of
@@ -114,7 +114,7 @@ def _outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     diffusion = patcher.get_model_object("diffusion_model")
     family = family_of(diffusion)
     run = record.begin(family.name, tuple(m.owner for m in methods if not m.reads), str(patcher.load_device))
-    run.noise = noise
+    run.noise, run.roles = noise, roles_of(guider.conds)
     failed = True
     try:
         _check(family, diffusion, noise, kwargs, methods, run, guider.conds)

@@ -38,6 +38,27 @@ def window_of(options: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, int]:
     return (anchor, *window.index_list), 1
 
 
+ROLES = {"positive": 0, "negative": 1}
+
+
+def roles_of(prompts: Mapping[str, Any] | None) -> dict[Any, int]:
+    """Identity of each conditioning of a guider -> what it is: 0 positive, 1 negative, 2 and up others (a guider's middle or empty prompt)."""
+    others = [name for name in prompts or {} if name not in ROLES]
+    numbers = ROLES | {name: len(ROLES) + i for i, name in enumerate(others)}
+    return {entry.get("uuid"): numbers[name] for name, entries in (prompts or {}).items() for entry in entries}
+
+
+def rows_of(options: Mapping[str, Any], roles: Mapping[Any, int]) -> tuple[int, ...]:
+    """What each chunk of a model call's batch is, as :func:`roles_of` counts. The host's own numbers are places in a list, which some guiders
+    fill in another order; they hold where a conditioning is not known.
+    """
+    numbers, uuids = tuple(options.get("cond_or_uncond", ())), options.get("uuids", ())
+    if len(uuids) != len(numbers):
+        return numbers
+    # a window of an endless clip's queue has an identity of its own: that of its prompt, and its number
+    return tuple(roles.get(u, roles.get(u[0], n) if isinstance(u, tuple) else n) for u, n in zip(uuids, numbers, strict=True))
+
+
 @dataclass(frozen=True)
 class Span:
     """A run of consecutive tokens of one meaning.

@@ -33,12 +33,13 @@ class Concept:
 @dataclass(frozen=True)
 class Located:
     """A prompt's phrases. words: positions of all tokens of the prompt, without start, end, padding and template; length: tokens
-    of the whole context.
+    of the whole context. prompt: its text, by which a conditioning made from it is known (:func:`tagged`).
     """
 
     concepts: tuple[Concept, ...]
     words: tuple[int, ...]
     length: int
+    prompt: str = ""
 
     @property
     def text(self) -> str:
@@ -102,7 +103,16 @@ def locate(clip: Any, prompt: str, phrases: list[str], length: int | None = None
         concepts.append(Concept(phrase, tuple(at for at, _ in found), tuple(text for _, text in found)))
     _refuse_twins(concepts)
     words = tuple(start + p.at for stream, start in zip(streams, starts, strict=True) for p in stream.pieces)
-    return Located(tuple(concepts), words, total)
+    return Located(tuple(concepts), words, total, prompt)
+
+
+PROMPT = "loom_prompt"
+"""Key of a conditioning: the text it was made from."""
+
+
+def tagged(conditioning: Any, prompt: str) -> Any:
+    """A host conditioning that says what text it was made from, so that it is found among several."""
+    return [[cond, facts | {PROMPT: prompt}] for cond, facts in conditioning]
 
 
 def _refuse_twins(concepts: list[Concept]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .columns import Collector, Columns, Finished
+from .concepts import PROMPT
 from .differentiable import explained, gradients, options_for_gradient, plain, positive_only, thawed
 from .errors import LoomError
 from .guidance import EXTRA, ExtraPass
@@ -38,15 +39,25 @@ HIDDEN = {
     "sample_sa_solver_pece": "sa_solver_pece",
 }
 """The host's samplers that evaluate the model on copies, between steps, or ahead: their function and their name."""
-AHEAD = ("sample_heun", "sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpmpp_2s_ancestral_cfg_pp")
-"""Samplers that look at the next sigma before they step to it: the second evaluation there is that of their own state."""
+AHEAD: dict[str, tuple[str, float] | None] = {
+    "sample_heun": None,
+    "sample_dpm_2_ancestral": ("eta", 1.0),
+    "sample_dpmpp_2s_ancestral": ("eta", 1.0),
+    "sample_dpmpp_2s_ancestral_cfg_pp": ("eta", 1.0),
+    "sample_exp_heun_2_x0": None,
+    "sample_exp_heun_2_x0_sde": None,
+    "sample_seeds_2": ("r", 0.5),
+}
+"""Samplers that look at the next sigma before they step to it: the second evaluation there is that of their own state. With an option: only
+where that is so set (:func:`_looks_ahead`); the value is the sampler's default. The exp_heun are of later hosts.
+"""
 NOT_AHEAD_ON_FLOW = ("sample_dpmpp_2s_ancestral",)
 HALF_LOSS_SCALE = 1024.0
 """Loss factor for models in float16, whose small gradients would vanish; a power of two, so otherwise exact."""
 SAME_SIGMA = 2e-4
 """Relative; some samplers begin flow models at sigma 0.9999 in place of 1."""
 
-_SAMPLER, _VISITS, _DONE, _WAITING = (("latent", name) for name in ("sampler", "visits", "done", "waiting"))
+_SAMPLER, _AHEAD, _VISITS, _DONE, _WAITING = (("latent", name) for name in ("sampler", "ahead", "visits", "done", "waiting"))
 
 
 # --- before the first step ------------------------------------------------------------------------------------------
@@ -68,10 +79,19 @@ def prepare(methods: tuple[LatentMethod, ...], guider: Any, family: Family, diff
     if "positive" not in guider.conds:
         raise LoomError(f"{owner} needs a positive prompt under that name; the guider {type(guider).__name__} has {', '.join(guider.conds) or 'none'}.")
     run.state[_SAMPLER] = name
+    run.state[_AHEAD] = _looks_ahead(name, getattr(sampler, "extra_options", {}))
     for method in methods:
         method.fit(tuple(latent.shape), len(sigmas) - 1, memory_of(run, method), run.warn)
         method.prepare(family, diffusion, run.grid or (1, 1, 1), memory_of(run, method))
     return (*args[:4], _arriving(callback, owner, name, run), *args[5:])
+
+
+def _looks_ahead(name: str, options: dict[str, Any]) -> bool:
+    """Whether a sampler evaluates at the next sigma before it is there: those with an option do where that is 1."""
+    if name not in AHEAD:
+        return False
+    option = AHEAD[name]
+    return option is None or float(options.get(*option)) == 1.0
 
 
 def memory_of(run: Run, method: LatentMethod) -> dict[Any, Any]:
@@ -110,6 +130,10 @@ def guide(executor: Any, x: Tensor, sigma: Tensor, model_options: dict[str, Any]
     inside = [m for m in methods if m.window.contains(moment.sigma, model.model_sampling.percent_to_sigma)]
     steps = [(m, LatentStep(m, executor.class_obj, x, sigma, model_options, moment, run)) for m in sorted(inside, key=lambda m: m.turn)]
     for method, step in steps:
+        if step.idle:
+            run.warn(f"{method.owner} left some steps alone: the prompt its words are of does not hold there")
+    steps = [(method, step) for method, step in steps if not step.idle]
+    for method, step in steps:
         method.before(step)
     try:
         out = executor(x, sigma, model_options, seed)
@@ -133,7 +157,7 @@ def _moment(model: Any, sigma: Tensor, model_options: dict[str, Any], run: Run) 
         return None
     flow, name = is_flow(model.model_sampling), run.state.get(_SAMPLER)
     visits[index] += 1
-    if index > 0 and visits[index] == 1 and name in AHEAD and not (flow and name in NOT_AHEAD_ON_FLOW):
+    if index > 0 and visits[index] == 1 and run.state.get(_AHEAD) and not (flow and name in NOT_AHEAD_ON_FLOW):
         return None
     done.add(index)
     return Moment(index, len(levels), now, flow)
@@ -155,15 +179,35 @@ class LatentStep:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The prepared conditioning the method works on: the first of the positive prompt that covers the whole picture now."""
-        for entry in self._guider.conds["positive"]:
-            begin, end = entry.get("timestep_start"), entry.get("timestep_end")
-            if "area" in entry or "mask" in entry or (begin is not None and self.at.sigma > begin) or (end is not None and self.at.sigma < end):
-                continue
-            if entry.get("hooks") is not None:
-                raise LoomError(f"{self._method.owner} cannot take a gradient through a prompt that carries hooks (scheduled LoRA); take the hooks off the positive prompt.")
-            return entry  # type: ignore[no-any-return]
-        raise LoomError(f"{self._method.owner} needs a positive prompt for the whole picture; all of them are limited to an area, a mask or other steps.")
+        """The prepared conditioning the method works on: of the positive prompts that cover the whole picture now the one its words are of,
+        or the only one.
+        """
+        every = [entry for entry in self._guider.conds["positive"] if "area" not in entry and "mask" not in entry and self._holds(entry)]
+        own = [entry for entry in every if self._own(entry)]
+        if not every:
+            raise LoomError(f"{self._method.owner} needs a positive prompt for the whole picture; all of them are limited to an area, a mask or other steps.")
+        if not own and len(every) > 1 and self._method.prompt:
+            raise LoomError(
+                f"{self._method.owner} was given {len(every)} positive prompts for the whole picture, and none is known as the one its words were found in; "
+                "combine with the node's own output 'positive'."
+            )
+        entry = (own or every)[0]
+        if entry.get("hooks") is not None:
+            raise LoomError(f"{self._method.owner} cannot take a gradient through a prompt that carries hooks (scheduled LoRA); take the hooks off the positive prompt.")
+        return entry  # type: ignore[no-any-return]
+
+    @property
+    def idle(self) -> bool:
+        """Whether the prompt the method's words are of does not hold at this step, but another one."""
+        own = [entry for entry in self._guider.conds["positive"] if self._own(entry)]
+        return bool(own) and not any(self._holds(entry) for entry in own)
+
+    def _own(self, entry: dict[str, Any]) -> bool:
+        return bool(self._method.prompt) and entry.get(PROMPT) == self._method.prompt
+
+    def _holds(self, entry: dict[str, Any]) -> bool:
+        begin, end = entry.get("timestep_start"), entry.get("timestep_end")
+        return not ((begin is not None and self.at.sigma > begin) or (end is not None and self.at.sigma < end))
 
     def gradient(self, wanted: Columns, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """See the protocol."""

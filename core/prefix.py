@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .call import window_of
+from .call import rows_of, window_of
 
 if TYPE_CHECKING:
     from .call import Block
@@ -33,7 +33,7 @@ class Prefix:
 
     def __init__(self, run: Run, options: dict[str, Any], batch: int, ends: dict[str, dict[str, Block]], pass_: ExtraPass | None, axis: int = 0) -> None:
         self.run, self.batch, self.ends, self.pass_, self.axis = run, batch, ends, pass_, axis
-        self.rows: Sequence[int] = options.get("cond_or_uncond", ())
+        self.rows: Sequence[int] = rows_of(options, run.roles)
         self.keys = names(options)
 
     def through(self, block: Block, compute: Callable[[], Any]) -> Any:
@@ -51,7 +51,7 @@ class Prefix:
     def _keep(self, name: str, block: Block, out: Any) -> None:
         kept, n = self.run.kept(_KEPT, dict), self.batch // len(self.rows)
         for i, (row, key) in enumerate(zip(self.rows, self.keys, strict=True)):
-            if row == 0:
+            if row == 0 and (name, block, key) not in kept:  # the main pass comes first; passes of other nodes may skip layers
                 kept[name, block, key] = each(out, partial(chunk, start=i * n, length=n, axis=self.axis))
 
     def _handed_on(self, name: str, block: Block, compute: Callable[[], Any]) -> Any:

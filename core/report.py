@@ -45,7 +45,7 @@ class Run:
     """One sampling run of one patched model.
 
     grid: of the last model call, which may be an area or a window; whole: of the latent that is sampled. noise: the sampler begins with, held until
-    the run ends.
+    the run ends. roles: of its conditionings, as ``call.roles_of`` counts.
     """
 
     family: str
@@ -69,6 +69,7 @@ class Run:
     passes: Counter[str] = field(default_factory=Counter)
     state: dict[Any, Any] = field(default_factory=dict, repr=False)
     noise: torch.Tensor | None = field(default=None, repr=False)
+    roles: dict[Any, int] = field(default_factory=dict, repr=False)
     _sums: dict[tuple[str, str, str], tuple[Any, int]] = field(default_factory=dict, repr=False)
     _events: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     _seconds: float = field(default=0.0, repr=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import Trace, attend
 from . import signature
-from .call import QUEUE, AttentionCall, Block, Seen, window_of
+from .call import QUEUE, AttentionCall, Block, Seen, rows_of, window_of
 from .errors import LoomError
 from .families.base import Mark, Place, Unclear, running
 from .parted import parted
@@ -127,7 +127,7 @@ class Woven:
             k=place.k,
             sigma=self.sigma,
             progress=self.progress,
-            rows=tuple(sig.options.get("cond_or_uncond", ())),
+            rows=rows_of(sig.options, self.run.roles),
             batch=sig.q.shape[0],
             device=sig.q.device,
             dtype=sig.q.dtype,

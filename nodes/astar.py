@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..core.attach import attach
-from ..core.concepts import Located
+from ..core.concepts import Located, tagged
 from ..core.families import family_of
 from ..core.methods.astar import LOSSES, AStar
 from . import common
@@ -102,7 +102,7 @@ class LoomAStar(io.ComfyNode):
         positive = encode(clip, prompt) if given is None else given
         located = find(clip, prompt, concepts, positive)
         method = configure(model, located, strength, loss, preset, **more)
-        return io.NodeOutput(attach(model, method), positive, located.text, ui=ui.PreviewText(located.text))
+        return io.NodeOutput(attach(model, method), tagged(positive, prompt), located.text, ui=ui.PreviewText(located.text))
 
 
 def configure(

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..core.attach import attach
-from ..core.concepts import Located
+from ..core.concepts import Located, tagged
 from ..core.errors import LoomError
 from ..core.inspect.draw.maps import overlay
 from ..core.methods.gradsam import HOW, PHI, SCALARS, STEPS, Findings, GradSAM, Look
@@ -91,7 +91,7 @@ class LoomGradSAM(io.ComfyNode):
         positive = encode(clip, prompt) if given is None else given
         located = find(clip, prompt, subjects, positive, "subject")
         method = configure(located, strength, steps, **more)
-        return io.NodeOutput(attach(model, method), positive, located.text, method.into, ui=ui.PreviewText(located.text))
+        return io.NodeOutput(attach(model, method), tagged(positive, prompt), located.text, method.into, ui=ui.PreviewText(located.text))
 
 
 def configure(

@@ -166,7 +166,8 @@ def _published(model: Any, name: str) -> HeadSet:
     family = family_of(diffusion)
     blocks = family.blocks(diffusion)
     is_35 = any(getattr(module, "x_block_self_attn", False) for module in diffusion.modules())
-    if (family.name, len(blocks), family.heads(diffusion, blocks[0])) != MODELS[preset.model] or is_35:
+    relative = preset.model.startswith("FLUX") and type(diffusion).__name__ != "Flux"  # Chroma has as many blocks and heads
+    if (family.name, len(blocks), family.heads(diffusion, blocks[0])) != MODELS[preset.model] or is_35 or relative:
         raise LoomError(f"preset '{name}' names heads of {preset.model}, and this is another model; choose auto, or write heads of this one.")
     return HeadSet.parse(preset.heads)
 

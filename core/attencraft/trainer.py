@@ -22,7 +22,7 @@ from ..differentiable import gradients, options_for_gradient, plain, positive_on
 from ..errors import LoomError
 from ..families import family_of
 from ..families.base import running
-from ..hunt.bench import model_key
+from ..hunt.identity import model_key
 from ..latent import OVERRIDE
 from ..methods.attencraft import Capture, start_held
 from . import adapters, losses, masks, store

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from ..attach import attach, methods_of
+from ..attach import attach
 from ..concepts import Concept, Located, locate
 from ..errors import LoomError
 from ..families import family_of
@@ -18,6 +17,7 @@ from ..inspect.study import Collection
 from ..methods.inspector import Inspector
 from ..methods.softpag import SoftPAG
 from ..schedule import BlockSelection
+from .identity import digest, model_key, sample
 from .scorers import Scorer, Shot
 
 
@@ -100,48 +100,9 @@ class Bench:
         """What must be the same for scores to be comparable: model, inputs and settings as a hash."""
         sha = hashlib.sha256()
         for part in (self.sampling, self.push, self.scorer.key, model_key(self.model), self.latent, [(p.text, p.positive, p.negative, p.seed) for p in self.pairs]):
-            _digest(part, sha.update)
+            digest(part, sha.update)
+        sample(getattr(self.vae, "first_stage_model", self.vae), sha.update)
         return sha.hexdigest()[:16]
-
-
-def model_key(model: Any) -> str:
-    """A model's class, weights (sampled), LoRAs and methods as a hash that survives a restart."""
-    sha = hashlib.sha256()
-    diffusion = model.get_model_object("diffusion_model")
-    backup = getattr(model, "backup", {})  # weights as they were before LoRAs were written into them
-    _digest(type(diffusion).__name__, sha.update)
-    for name, weight in diffusion.state_dict().items():
-        kept = backup.get(f"diffusion_model.{name}")
-        weight = weight if kept is None else getattr(kept, "weight", weight)
-        _digest((name, tuple(weight.shape)), sha.update)
-        try:
-            flat = weight.detach().flatten()
-            _digest(flat[:: max(1, len(flat) // 4)][:4].float(), sha.update)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
-            continue  # packed weights of quantised models: their names and shapes must do
-    _digest(sorted((str(key), str([part[0] for part in parts])) for key, parts in getattr(model, "patches", {}).items()), sha.update)
-    _digest([repr(method) for method in methods_of(model)], sha.update)
-    return sha.hexdigest()[:16]
-
-
-def _digest(thing: Any, update: Callable[[bytes], None]) -> None:
-    """Feed a value into a hash: containers by their parts, tensors by their bytes, other objects by their class."""
-    if isinstance(thing, Tensor):
-        update(str(tuple(thing.shape)).encode())
-        update(thing.detach().float().cpu().contiguous().numpy().tobytes())
-    elif isinstance(thing, dict):
-        for name in sorted(thing, key=str):
-            if name != "uuid":  # drawn anew in every session
-                update(f"{name}=".encode())
-                _digest(thing[name], update)
-    elif isinstance(thing, (list, tuple)):
-        update(f"{len(thing)}:".encode())
-        for part in thing:
-            _digest(part, update)
-    elif thing is None or isinstance(thing, (str, int, float, bool)) or is_dataclass(thing):
-        update(repr(thing).encode())
-    else:
-        update(type(thing).__qualname__.encode())
 
 
 def with_prompts(clip: Any, prompts: list[str], positive: Any) -> list[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from torch import Tensor
 from ..errors import LoomError
 from ..families import family_of
 from ..heads import HeadSet
-from .bench import Bench, model_key
+from .bench import Bench
+from .identity import model_key
 from .search import Hunt, Plan, hunt, written
 from .store import Scores
 
@@ -196,5 +196,4 @@ def read(path: Path) -> str:
         raise LoomError(f"there is no heads file {path.name} in {path.parent.name}; " + (f"there are {there}." if there else "run Find Guidance Heads first."))
     text = path.read_text(encoding="utf-8")
     HeadSet.parse(text)
-    json.loads(text)
     return text

@@ -102,6 +102,11 @@ class AStar(LatentMethod):
         step = self.alpha if self.step_mode == "paper" else self.eta
         return super().off or self.strength == 0 or step == 0 or (self.loss != "attend_excite" and not any(self.weights))
 
+    @property
+    def prompt(self) -> str:
+        """Of the concepts."""
+        return self.concepts.prompt
+
     def check_family(self, family: Family, model: Any) -> None:
         """Models in which text tokens have a map over the picture."""
         if not family.word_stacks and family.name not in CROSS:

@@ -38,6 +38,11 @@ class Method(ABC):
     counts_tokens: ClassVar[bool] = False
     """Whether the number of tokens is all it asks for: it then acts where another pack has merged or tiled them, too."""
 
+    @property
+    def rests_in_extra_passes(self) -> bool:
+        """Whether it acts in the main pass and not in the extra pass of a guidance method."""
+        return False
+
     window: Window = field(default_factory=Window, kw_only=True)
     blocks: BlockSelection = field(default_factory=BlockSelection, kw_only=True)
     backend: str = field(default="auto", kw_only=True)

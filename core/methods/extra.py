@@ -44,6 +44,14 @@ class GuidanceMethod(Method):
         if self.reuse and not family.whole_blocks:
             raise LoomError(f"reuse_prefix takes whole blocks over from the main pass, which {family.name} does not allow; switch it off.")
 
+    def check_company(self, methods: tuple[Method, ...], warn: Any) -> None:
+        """What a method does in the main pass alone must not be taken over."""
+        resting = [m.owner for m in methods if m.rests_in_extra_passes]
+        if self.reuse and resting:
+            raise LoomError(
+                f"reuse_prefix takes blocks over from the main pass, and {resting[0]} in mode contrast acts there alone; switch reuse_prefix off, or choose another mode."
+            )
+
     def numbered(self, number: int) -> GuidanceMethod:
         """The same method with a pass of its own."""
         return replace(self, number=number)

@@ -124,6 +124,11 @@ class GradSAM(LatentMethod):
 
     # --- before the first step -------------------------------------------------------------------------------------
 
+    @property
+    def prompt(self) -> str:
+        """Of the subjects."""
+        return self.subjects.prompt
+
     def check_family(self, family: Family, model: Any) -> None:
         """Picture models in which text tokens have a map."""
         if not family.word_stacks and family.name != UNETS:

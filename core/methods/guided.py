@@ -101,6 +101,11 @@ class LatentMethod(Method):
     turn: ClassVar[int] = 0
     """Where two such methods act at one step, the lower turn goes first."""
 
+    @property
+    def prompt(self) -> str:
+        """The text whose words it works with, "" where any positive prompt will do."""
+        return ""
+
     def fit(self, shape: tuple[int, ...], steps: int, memory: dict[Any, Any], warn: Callable[[str], None]) -> None:
         """Before the first step, first of all: raise LoomError if a latent of this shape or a run of so many steps does not fit."""
 

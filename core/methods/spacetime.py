@@ -90,6 +90,11 @@ class SpaceTime(Method):  # two of them are never equal: they hold tensors
             if local.context.ndim != 3 or local.context.shape[2] != width:
                 raise LoomError(f"the descriptions were encoded to a width of {local.context.shape[-1]} and the model reads {width}; connect the CLIP that belongs to this model.")
 
+    @property
+    def rests_in_extra_passes(self) -> bool:
+        """Contrast needs the negative prompt, which an extra pass does not have."""
+        return self.mode == "contrast"
+
     def wants(self, call: AttentionCall) -> bool:
         """Cross-attention to the prompt."""
         return super().wants(call) and call.project is not None and call.q.grid_span is not None

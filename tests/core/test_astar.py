@@ -311,6 +311,66 @@ def test_families_without_known_words_are_refused_and_wan_is_not(server, name):
 
 
 @pytest.mark.host
+@pytest.mark.parametrize("eta", [1.0, 0.9, 0.0])
+def test_an_ancestral_sampler_with_other_noise_is_guided_at_every_step(server, eta):
+    """With eta 1 its middle evaluation lies on the next level, otherwise it does not."""
+    import comfy.samplers
+
+    model = tiny("sd15")
+    patched = attach(model.patcher, AStar(TWO, alpha=2.0))
+    sampler = comfy.samplers.ksampler("dpmpp_2s_ancestral", {"eta": eta, "s_noise": 1.0})
+    sigmas = comfy.samplers.calculate_sigmas(model.patcher.get_model_object("model_sampling"), "simple", 5)
+    noise = torch.randn(model.latent.shape, generator=torch.Generator().manual_seed(1))
+    comfy.samplers.sample(patched, noise, model.positive, model.negative, 3.0, torch.device("cpu"), sampler, sigmas, latent_image=model.latent, disable_pbar=True, seed=1)
+    assert record_of(patched).last.touched[AStar.owner] == 5
+
+
+@pytest.mark.host
+def test_a_sampler_that_steps_onto_the_next_level_first_is_guided_in_its_own_state(server, monkeypatch):
+    """seeds_2 with r = 1, which later hosts also call exp_heun_2_x0."""
+    import comfy.samplers
+
+    model, moved, states = tiny("sd15"), [], []
+    patched = attach(model.patcher, AStar(TWO, alpha=2.0))
+    original = AStar.before
+    monkeypatch.setattr(AStar, "before", lambda self, step: (original(self, step), moved.append(step.x.data_ptr()))[0])
+    sampler = comfy.samplers.ksampler("seeds_2", {"r": 1.0, "eta": 0.0, "s_noise": 0.0})
+    sigmas = comfy.samplers.calculate_sigmas(model.patcher.get_model_object("model_sampling"), "simple", 4)
+    noise = torch.randn(model.latent.shape, generator=torch.Generator().manual_seed(1))
+    comfy.samplers.sample(
+        patched, noise, model.positive, model.negative, 3.0, torch.device("cpu"), sampler, sigmas, latent_image=model.latent, disable_pbar=True, seed=1,
+        callback=lambda i, denoised, x, total: states.append(x.data_ptr()),
+    )  # fmt: skip
+    assert len(moved) == 4 and moved == states
+
+
+@pytest.mark.host
+def test_among_several_prompts_the_one_of_the_words_is_read(server):
+    """Conditioning (Combine) in either order; none of them known; and a prompt that gives way to another."""
+    from attention_loom.core.concepts import tagged
+
+    model = tiny("sd15")
+    text, facts = model.positive[0]
+    other = [[torch.randn(text.shape, generator=torch.Generator().manual_seed(9)), facts]]
+    named = replace(TWO, prompt="a cat and a frog")
+    own = tagged(model.positive, "a cat and a frog")
+
+    def first(positive, steps=2):
+        states, patched = [], attach(model.patcher, AStar(named, alpha=2.0))
+        run(patched, model._replace(positive=positive), steps=steps, callback=lambda i, denoised, x, total: states.append(x.clone()))
+        return states[0], record_of(patched).last
+
+    alone = first(own)[0]
+    assert torch.allclose(first([*own, *other])[0], alone, atol=1e-4) and torch.allclose(first([*other, *own])[0], alone, atol=1e-4)
+    assert not torch.allclose(first(other)[0], alone, atol=1e-2)
+    with pytest.raises(LoomError, match="2 positive prompts for the whole picture, and none is known"):
+        first([*other, *model.positive])
+    early = [[c, f | {"start_percent": 0.0, "end_percent": 0.5}] for c, f in own] + [[c, f | {"start_percent": 0.5, "end_percent": 1.0}] for c, f in other]
+    record = first(early, steps=4)[1]
+    assert record.touched[AStar.owner] == 2 and any("left some steps alone" in w for w in record.warnings)
+
+
+@pytest.mark.host
 def test_blocks_without_maps_are_refused(server):
     model = tiny("flux")
     with pytest.raises(LoomError, match="selects no block"):

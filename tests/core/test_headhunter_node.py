@@ -49,6 +49,8 @@ def test_a_search_through_the_node(node, monkeypatch, tmp_path):
     assert picture.width == 1240
     assert 0 < value <= total
     assert node.LoomLoadHeads.execute("my heads.json").result == (text, text)
+    (tmp_path / "attention_loom" / "heads" / "typed.json").write_text("7-10, L9H3")
+    assert node.LoomLoadHeads.execute("typed").result[0] == "7-10, L9H3"
     before = node.LoomLoadHeads.fingerprint_inputs("my heads")
     assert before != node.LoomLoadHeads.fingerprint_inputs("others")
 

@@ -35,6 +35,9 @@ def test_a_preset_is_for_its_model_and_adds_to_given_heads(node, monkeypatch):
         node.configure(model, name)
     monkeypatch.setitem(node.MODELS, "FLUX.1 dev", ("FLUX", 3, 2))
     assert str(node.configure(model, name, heads="L0H1").heads) == "L51H23; L0H1"
+    monkeypatch.setitem(node.MODELS, "FLUX.1 dev", ("FLUX", 3, 2))
+    with pytest.raises(LoomError, match="names heads of FLUX.1 dev"):
+        node.configure(tiny_models.tiny("chroma").patcher, name)  # as many blocks and heads, and another model
     monkeypatch.setitem(node.MODELS, "SD3 medium", ("SD3", 2, 2))
     with pytest.raises(LoomError, match="SD3 medium"):
         node.configure(tiny_models.tiny("sd3").patcher, "SD3: red")  # this tiny one has the second attention of SD 3.5 medium
