@@ -1,5 +1,6 @@
 """Runs the sampler of endless clips on a tiny model through the host's own guider, as SamplerCustomAdvanced does."""
 
+import comfy.patcher_extension as extension
 import comfy.sample
 import comfy.samplers
 import torch
@@ -36,3 +37,17 @@ def make(model, frames, *, patcher=None, cfg=3.0, latent=None, sigmas=None, call
 def clip_of(model, seed=1):
     """A start clip, in the VAE's units."""
     return torch.randn(model.latent.shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Calls:
+    """What the diffusion model was given, call by call."""
+
+    def __init__(self, patcher):
+        self.patcher, self.times, self.options = patcher.clone(), [], []
+        self.patcher.add_wrapper_with_key(extension.WrappersMP.DIFFUSION_MODEL, "zz_test", self.see)
+
+    def see(self, executor, x, t, *args, **kwargs):
+        options = kwargs.get("transformer_options") or next(a for a in args if isinstance(a, dict))
+        self.times.append(t.detach().clone())
+        self.options.append(options)
+        return executor(x, t, *args, **kwargs)
