@@ -291,7 +291,8 @@ def _progress(options: dict[str, Any], sigma: float) -> float:
     at = int(torch.searchsorted(levels, torch.tensor(sigma, dtype=torch.float64)).clamp(1, len(levels) - 1))
     low, high = float(levels[at - 1]), float(levels[at])
     part = 0.0 if high == low else (sigma - low) / (high - low)
-    return float(min(1.0, max(0.0, 1.0 - (at - 1 + part) / (len(levels) - 1))))
+    # rounded, so that step 2 of 10 lies at 0.2 and not a bit below
+    return round(min(1.0, max(0.0, 1.0 - (at - 1 + part) / (len(levels) - 1))), 9)
 
 
 def _done(options: dict[str, Any], sampling: Any, sigma: float) -> float | None:

@@ -108,8 +108,17 @@ def bounds(mask: Tensor) -> tuple[int, int, int, int]:
 
 def _spread(mask: Tensor, reach: int) -> Tensor:
     """A dilation by a square, one axis after the other."""
-    rows = F.max_pool2d(mask.float(), (2 * reach + 1, 1), 1, (reach, 0))
-    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach)) > 0.5
+    for axis in (-2, -1):
+        mask = _within(mask, reach, axis)
+    return mask
+
+
+def _within(mask: Tensor, reach: int, axis: int) -> Tensor:
+    """Whether anything lies within ``reach`` along an axis: by running sums, whose time does not grow with the reach."""
+    total = F.pad(mask.int().movedim(axis, -1), (1, 0)).cumsum(-1)
+    at = torch.arange(mask.shape[axis], device=mask.device)
+    most = mask.shape[axis]
+    return (total[..., (at + reach + 1).clamp(max=most)] > total[..., (at - reach).clamp(min=0)]).movedim(-1, axis)
 
 
 def _around(first: int, last: int, side: float, size: int) -> tuple[int, int]:

@@ -75,6 +75,10 @@ class Run:
     _seconds: float = field(default=0.0, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
+    def roles_in(self, conds: Any) -> frozenset[int]:
+        """What stands in the host's list of conditionings to evaluate; by place where one is not known."""
+        return frozenset(self.roles.get(entry.get("uuid"), i) for i, entries in enumerate(conds) for entry in entries or ())
+
     def step(self, sigma: float) -> None:
         """A model call at this noise level begins."""
         with self._lock:

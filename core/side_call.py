@@ -45,7 +45,7 @@ def with_references(
     notes: dict[Any, Any] = {}
     run.state[notes_key(method)] = notes
     try:
-        for role in {min(i, 1) for i, entries in enumerate(conds) if entries is not None}:
+        for role in {min(row, 1) for row in run.roles_in(conds)}:
             for subject in range(len(ready.latents)):
                 _look(method.owner, ready, role, subject, notes, model, sigma[:1], options)
         return executor(model, conds, x, sigma, options)

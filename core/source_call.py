@@ -50,10 +50,10 @@ def with_source(
     clean = run.kept((*notes_key(method), "clean"), lambda: _clean(method.owner, source.latent, model, x))
     held = run.kept((*notes_key(method), "held"), _Held)
     bucket = source.buckets.number(step_of(progress, steps), max(1, steps))
-    roles = frozenset(min(i, 1) for i, entries in enumerate(conds) if entries is not None)
+    roles = run.roles_in(conds)
     if not (source.buckets.held(steps) and held.bucket == bucket and roles <= held.roles):
         held.bucket, held.roles, held.notes = bucket, roles, {}
-        _look(method.owner, held.notes, model, conds, _noised(model, clean, source.buckets.noise(bucket, _first(run, x)), sigma[:1]), sigma[:1], options)
+        _look(method.owner, held.notes, model, conds, _noised(model, clean, source.buckets.noise(bucket, _first(run, x, source.buckets.seed)), sigma[:1]), sigma[:1], options)
         run.passes[method.owner] += 1
     run.state[notes_key(method)] = held.notes
     try:
@@ -87,9 +87,11 @@ def _clean(owner: str, latent: Tensor, model: Any, x: Tensor) -> Tensor:
     return model.process_latent_in(latent.to(x))
 
 
-def _first(run: Run, x: Tensor) -> Tensor:
-    """The noise the sampler began with, of one picture."""
-    noise = run.noise if run.noise is not None else torch.zeros_like(x)
+def _first(run: Run, x: Tensor, seed: int) -> Tensor:
+    """The noise the sampler began with, of one picture; where it adds none (a second sampler of a schedule), one by ``seed``."""
+    noise = run.noise
+    if noise is None or not bool(noise.any()):
+        noise = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(seed % 2**63))
     return noise[:1].to(x)
 
 

@@ -58,11 +58,15 @@ def look(model: Any, positive: Any, latent: Tensor, reading: Reading, groups: tu
 
 def sigma_at(sampling: Any, timestep: float) -> float:
     """The noise level of a training timestep in the host's units; on flow models the share of noise itself."""
+    from comfy.model_sampling import ModelSamplingDiscrete
+
     from ..latent import is_flow
 
     if is_flow(sampling):
         return max(timestep, 1.0) / STEPS
-    return float(sampling.sigma(torch.tensor(float(timestep))))
+    if isinstance(sampling, ModelSamplingDiscrete):
+        return float(sampling.sigma(torch.tensor(float(timestep))))
+    return float(sampling.percent_to_sigma(1.0 - max(timestep, 1.0) / STEPS))  # continuous schedules count time in their own way
 
 
 def _call(model: Any, positive: Any, latent: Tensor, noise: Tensor, sigma: float) -> None:

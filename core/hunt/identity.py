@@ -82,7 +82,7 @@ def sample(thing: Any, update: Callable[[bytes], None], depth: int = DEEPEST, va
     elif isinstance(thing, torch.nn.Module):
         update(type(thing).__qualname__.encode())
         within(dict(thing.state_dict()))
-        within({name: value for name, value in vars(thing).items() if isinstance(value, (str, int, float, bool))})
+        within({name: value for name, value in vars(thing).items() if isinstance(value, (str, int, float)) and not name.startswith("_") and name != "training"})
     elif callable(thing) and hasattr(thing, "__qualname__"):
         update(f"{thing.__module__}.{thing.__qualname__}".encode())
         for cell in getattr(thing, "__closure__", None) or ():

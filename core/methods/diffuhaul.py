@@ -168,8 +168,8 @@ class DiffUHaul(SourcedMethod):
         yield tuple(e for c in chunks for e in c if e != c.start), False
 
     def _role(self, call: AttentionCall, element: int) -> int:
-        """0 for an element with the positive prompt, 1 for the negative one."""
-        return min(call.rows[element * len(call.rows) // call.batch], 1)
+        """0 for an element with the positive prompt, 1 for the negative one, more for a guider's others."""
+        return call.rows[element * len(call.rows) // call.batch]
 
     def _part(self, call: AttentionCall, draft: Draft, own: tuple[int, ...]) -> Draft:
         return draft if len(own) == call.batch else draft.part(own)

@@ -362,11 +362,21 @@ class IRDiffusion(ReferencedMethod):
             rows = self._kept(call, ("place", scene, i, call.q, str(call.device)), lambda mask=mask: (mask.flatten().nonzero()[:, 0] + offset).to(call.device))
             if not len(rows):
                 continue
-            own = [first + i for _, first in group]
-            k, v = (call.seen.k[own], call.seen.v[own]) if self.beside is None else self._kept_of(call, 0, i, group)
             weight = torch.full((len(rows),), self.strength * self.cross, device=call.device)
-            each = tuple(range(len(group)))
-            draft.part(tuple(element for element, _ in group)).aside(self.owner, Aside(k, v, rows, weight, each, each))
+            for part in self._by_prompt(call, group):
+                own = [first + i for _, first in part]
+                k, v = (call.seen.k[own], call.seen.v[own]) if self.beside is None else self._kept_of(call, 0, i, part)
+                each = tuple(range(len(part)))
+                draft.part(tuple(element for element, _ in part)).aside(self.owner, Aside(k, v, rows, weight, each, each))
+
+    def _by_prompt(self, call: AttentionCall, group: tuple[tuple[int, int], ...]) -> list[tuple[tuple[int, int], ...]]:
+        """References aside read prompts of their own, which need not be as long as the negative one: a part for each."""
+        if self.beside is None:
+            return [group]
+        size, parts = call.batch // len(call.rows), {}  # type: ignore[var-annotated]
+        for element, first in group:
+            parts.setdefault(min(call.rows[element // size], 1), []).append((element, first))
+        return [tuple(part) for part in parts.values()]
 
 
 def _or_texts(slot: str) -> str:

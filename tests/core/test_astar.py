@@ -139,23 +139,26 @@ def test_normalised_step_has_the_asked_for_size():
 
 
 def test_default_blocks_are_those_of_the_papers():
+    from attention_loom.core.families import families
     from attention_loom.core.families.base import number
 
+    known = {family.name: family for family in families()}
     sd15 = [Block("input", i, n, 16, 0, lv) for n, (i, lv) in enumerate([(1, 0), (2, 0), (4, 1), (5, 1), (7, 2), (8, 2)])]
     sd15 += [Block("middle", 0, 6, 16, 0, 3)] + [Block("output", i, 4 + i, 16, 0, 2 - (i // 3 - 1)) for i in range(3, 12)]
-    picked = astar.read_blocks("SD 1.5 / SDXL", sd15, BlockSelection(), (1, 64, 64), 0)
+    picked = astar.read_blocks(known["SD 1.5 / SDXL"], sd15, BlockSelection(), (1, 64, 64), 0)
     assert [str(b) for b in picked] == ["input 7.0", "input 8.0", "output 3.0", "output 4.0", "output 5.0"]
-    assert {b.level for b in astar.read_blocks("SD 1.5 / SDXL", sd15, BlockSelection(), (1, 64, 64), 32)} == {1}
+    assert {b.level for b in astar.read_blocks(known["SD 1.5 / SDXL"], sd15, BlockSelection(), (1, 64, 64), 32)} == {1}
     for family, groups, expected in (
         ("SD3", {"double": 24}, range(5, 15)),
         ("FLUX", {"double": 19, "single": 38}, range(10, 19)),
         ("Qwen-Image", {"double": 60}, range(20, 46)),
         ("Lumina 2 / Z-Image", {"block": 26}, range(8, 21)),
         ("Wan", {"block": 40}, range(0, 40, 4)),
+        ("Krea 2", {"single": 30}, range(10, 20)),
     ):
-        picked = astar.read_blocks(family, number(groups), BlockSelection(), (1, 64, 64), 0)
+        picked = astar.read_blocks(known[family], number(groups), BlockSelection(), (1, 64, 64), 0)
         assert [b.index for b in picked] == list(expected) and len({b.kind for b in picked}) == 1
-    assert [b.index for b in astar.read_blocks("SD3", number({"double": 24}), BlockSelection.parse("3-4"), (1, 8, 8), 0)] == [3, 4]
+    assert [b.index for b in astar.read_blocks(known["SD3"], number({"double": 24}), BlockSelection.parse("3-4"), (1, 8, 8), 0)] == [3, 4]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

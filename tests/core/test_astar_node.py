@@ -50,11 +50,11 @@ def test_presets_follow_the_model(node, clip):
 def test_the_node_encodes_locates_and_attaches(node, clip):
     model = tiny_models.tiny("sd15").patcher
     patched, positive, tokens = node.LoomAStar.execute(model, clip, PROMPT, " cat \n\nfrog", 1.0, "a_star", "auto").result
-    assert positive[0][1] == {"made": "here"}
+    assert positive[0][1] == {"made": "here", "loom_prompt": "a cat and a frog"}
     assert "cat: cat</w> (tokens 2)" in tokens and "frog: frog</w> (tokens 5)" in tokens
     assert [c.phrase for c in methods_of(patched)[0].concepts.concepts] == ["cat", "frog"]
     given = [[torch.zeros(1, 77, 768), {"made": "elsewhere"}]]
-    assert node.LoomAStar.execute(model, clip, PROMPT, "cat\nfrog", 0.0, "a_star", "auto", positive=given).result[1] is given
+    assert node.LoomAStar.execute(model, clip, PROMPT, "cat\nfrog", 0.0, "a_star", "auto", positive=given).result[1][0][0] is given[0][0]
     assert methods_of(node.LoomAStar.execute(model, clip, PROMPT, "cat\nfrog", 0.0, "a_star", "auto").result[0]) == ()
 
 

@@ -247,6 +247,12 @@ def test_the_noise_level_is_that_of_the_training(host):
     unet, flow = (tiny(name).patcher.get_model_object("model_sampling") for name in ("sd15", "sd3"))
     assert sigma_at(unet, 150) == pytest.approx(float(unet.sigmas[150]), rel=1e-5)
     assert sigma_at(flow, 150) == 0.15 and sigma_at(flow, 0) == 0.001
+    from comfy.model_sampling import ModelSamplingContinuousEDM, ModelSamplingContinuousV
+
+    for kind in (ModelSamplingContinuousEDM, ModelSamplingContinuousV):  # as Playground 2.5 and CosXL have them: time is counted in another way
+        sampling = kind()
+        levels = [sigma_at(sampling, t) for t in (0, 150, 500, 999)]
+        assert levels == sorted(levels) and float(sampling.sigma_min) <= levels[0] < levels[-1] <= float(sampling.sigma_max)
 
 
 @pytest.mark.host

@@ -7,6 +7,7 @@ import tiny_models
 import torch
 from attention_loom.core.anchoring import Anchoring
 from attention_loom.core.attach import attach, record_of
+from attention_loom.core.buckets import Buckets
 from attention_loom.core.errors import ConflictError, LoomError
 from attention_loom.core.methods.sourced import Source
 from diffuhaul_runs import FRAME, OWNER, SIZE, STILL, draw, method, model_of, picture, run
@@ -222,3 +223,51 @@ def test_a_control_hint_acts_on_the_source_alone(host, monkeypatch):
         given, conds = replace(method("sd15"), control=control), [[{"control": 1, "x": 2}], None]
         source_call.with_source(given, RunNow(), 0.0, 4, lambda model, conds, *rest: ran.append(conds), Model, conds, torch.zeros(1, 4, 8, 12), torch.ones(1), {})
     assert looked == [[[{"control": 1, "x": 2}], None]] * 2 and ran == [[[{"x": 2}], None], [[{"control": 1, "x": 2}], None]]
+
+
+def test_the_source_is_shown_with_noise_where_the_sampler_adds_none(host, monkeypatch):
+    """The second of two samplers of one schedule."""
+    import comfy.sample
+    from attention_loom.core import source_call
+
+    shown, look = [], source_call._look
+    monkeypatch.setattr(
+        source_call, "_look", lambda owner, notes, model, conds, x, sigma, options: (shown.append((float(sigma[0]), x)), look(owner, notes, model, conds, x, sigma, options))[1]
+    )
+    model, drawn = model_of("sd15"), picture("sd15")
+    for fresh in (True, False):
+        patched = attach(model.patcher, method("sd15", vacate=False, source=Source(drawn, Buckets(0, 5, fresh))))
+        clean = patched.model.process_latent_in(drawn)
+        shown.clear()
+        nothing = torch.zeros(1, *SIZE["sd15"])
+        comfy.sample.sample(
+            patched, nothing, 6, 3.0, "euler", "simple", model.positive, model.negative, drawn, disable_noise=True, start_step=3, disable_pbar=True, seed=1,
+        )  # fmt: skip
+        assert len(shown) == 3 and all(0.7 < float((x - clean).std()) / sigma < 1.3 for sigma, x in shown)
+
+
+def test_each_conditioning_of_a_guider_has_a_source_of_its_own(host):
+    """Positive, negative and a third: a resting object equals its source under every one."""
+    import comfy.samplers
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    model = model_of("sd15", 2)
+    patched = attach(model.patcher, method("sd15", drag=STILL, source=None))
+    seen, calc = [], comfy.samplers.calc_cond_batch
+
+    def watch(inner, conds, x, t, options):
+        out = calc(inner, conds, x, t, options)
+        seen.append([float((made[0] - made[1]).abs().max()) for made in out])
+        return out
+
+    guider = Guider_PerpNeg(patched)
+    text, facts = model.negative[0]
+    third = [[torch.randn(text.shape, generator=torch.Generator().manual_seed(77)), facts]]
+    guider.set_conds(model.positive, model.negative, third)
+    guider.set_cfg(3.0, 1.0)
+    noise = draw(1, *SIZE["sd15"], seed=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.samplers, "calc_cond_batch", watch)
+        sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", 1)
+        guider.sample(torch.cat([noise, noise]), torch.zeros(2, *SIZE["sd15"]), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+    assert [len(each) for each in seen] == [3] and seen[0] == [0.0, 0.0, 0.0]

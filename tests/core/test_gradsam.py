@@ -220,12 +220,15 @@ def test_a_reference_is_cut_to_the_shape_of_the_latent():
 
 
 def test_default_blocks():
+    from attention_loom.core.families import families
+
+    known = {family.name: family for family in families()}
     unet = [Block("input", i, i, 4, 0, level) for i, level in enumerate((0, 1, 2, 3))]
-    assert [b.level for b in gradsam.read_blocks("SD 1.5 / SDXL", unet, BlockSelection(), 64)] == [1, 2, 3]
-    assert [b.level for b in gradsam.read_blocks("SD 1.5 / SDXL", unet, BlockSelection(), 512)] == [3]
-    assert [b.index for b in gradsam.read_blocks("SD3", number({"double": 24}), BlockSelection(), 64)] == list(range(8, 17))
-    assert [b.index for b in gradsam.read_blocks("FLUX", number({"double": 19, "single": 38}), BlockSelection(), 64)] == list(range(10, 19))
-    assert [b.index for b in gradsam.read_blocks("FLUX", number({"double": 19, "single": 38}), BlockSelection.parse("s2-3"), 64)] == [2, 3]
+    assert [b.level for b in gradsam.read_blocks(known["SD 1.5 / SDXL"], unet, BlockSelection(), 64)] == [1, 2, 3]
+    assert [b.level for b in gradsam.read_blocks(known["SD 1.5 / SDXL"], unet, BlockSelection(), 512)] == [3]
+    assert [b.index for b in gradsam.read_blocks(known["SD3"], number({"double": 24}), BlockSelection(), 64)] == list(range(8, 17))
+    assert [b.index for b in gradsam.read_blocks(known["FLUX"], number({"double": 19, "single": 38}), BlockSelection(), 64)] == list(range(10, 19))
+    assert [b.index for b in gradsam.read_blocks(known["FLUX"], number({"double": 19, "single": 38}), BlockSelection.parse("s2-3"), 64)] == [2, 3]
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

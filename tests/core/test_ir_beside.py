@@ -82,6 +82,27 @@ def test_prompts_of_other_lengths_several_scenes_and_a_second_run(host):
     assert torch.isfinite(tiny_models.sample(alone, model, cfg=1.0)).all() and record_of(alone).last.passes[OWNER] == 4, "two steps, without the negative prompt"
 
 
+def test_portraits_with_more_tokens_than_the_negative_prompt(host):
+    """In one batch the scene's prompts read portraits of one length and a negative prompt of another: as each by itself."""
+    model = tiny_models.tiny("sd15", latent=(1, *SIZE["sd15"]))
+    patched = attach(model.patcher, method(beside("sd15", model, tokens=2 * model.positive[0][0].shape[1])))
+    together = tiny_models.sample(patched, model, steps=1)
+    assert not torch.equal(together, tiny_models.sample(model.patcher, model, steps=1))
+    apart = tiny_models.tiny("sd15", latent=(1, *SIZE["sd15"]), prompts=None)
+    g = torch.Generator().manual_seed(3)
+    other = [[torch.randn(1, 77 + apart.positive[0][0].shape[1], apart.positive[0][0].shape[2], generator=g), apart.negative[0][1]]]
+    assert torch.isfinite(tiny_models.sample(patched, apart._replace(negative=other), steps=1)).all()
+
+
+@pytest.mark.parametrize(("steps", "start"), [(10, 0.2), (10, 0.1), (20, 0.45), (25, 0.44)])
+def test_a_share_that_falls_on_a_step_includes_it(steps, start):
+    from attention_loom.core.attach import _progress
+
+    sigmas = torch.linspace(1, 0, steps + 1)
+    places = [_progress({"sample_sigmas": sigmas}, float(sigma)) for sigma in sigmas[:-1]]
+    assert sum(place >= start for place in places) == steps - round(start * steps)
+
+
 def test_references_run_only_where_they_are_read(host):
     model = tiny_models.tiny("sd3", latent=(1, *SIZE["sd3"]))
     patched = attach(model.patcher, method(beside("sd3", model), read_to=0.5, cross=0.0))

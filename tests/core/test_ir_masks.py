@@ -113,6 +113,16 @@ def test_the_smaller_subject_says_how_much_is_too_much():
         disjoint(torch.stack([large, small]), "refuse")
 
 
+@pytest.mark.parametrize("side", [3, 8, 21, 200])
+def test_closing_is_a_dilation_and_an_erosion_by_a_square(side):
+    mask = torch.rand(40, 57, generator=torch.Generator().manual_seed(side)) > 0.9
+    square = numpy.ones((2 * (side // 2) + 1,) * 2, bool)
+    reach = side // 2
+    padded = numpy.pad(mask.numpy(), reach)
+    grown = ndimage.binary_dilation(padded, square)
+    assert torch.equal(closed(mask, side), torch.from_numpy(ndimage.binary_erosion(grown, square, border_value=1)[reach:-reach, reach:-reach]))
+
+
 def test_reposition_is_the_nearest_token_map():
     g = torch.Generator().manual_seed(0)
     for _ in range(20):
