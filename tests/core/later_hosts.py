@@ -18,7 +18,7 @@ CLASSES = {"WanAnimate2Model", "BooguTransformer2DModel"}
 
 def newer() -> bool:
     """Whether this host is (about) the newest tried, in which every later class must be."""
-    return importlib.util.find_spec("comfy.ldm.cogvideo") is not None
+    return importlib.util.find_spec("comfy.ldm.minimax") is not None
 
 
 def wan_class(name: str) -> type | None:
