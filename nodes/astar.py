@@ -79,7 +79,7 @@ class LoomAStar(io.ComfyNode):
                 io.Int.Input("repeats", default=1, min=1, max=20, optional=True,
                              tooltip="Updates per step. Models that sample in few steps need more; each costs about three model calls."),
                 io.Int.Input("grid", default=0, min=0, max=128, optional=True,
-                             tooltip="Longer side of the attention maps in cells. 0: a quarter of the latent on UNets, at most 32 on others."),
+                             tooltip="Longer side of the attention maps in cells. 0: a quarter of the latent on UNets, at most 32 on models with text and picture in one attention; as they are on Wan."),
                 io.Combo.Input("maps", options=MAPS, default="from preset", optional=True,
                                tooltip="sharpened: each cell goes to the word it attends to most, then a small blur (as Attend-and-Excite). raw: the attention itself."),
                 io.String.Input("blocks", default="", optional=True,

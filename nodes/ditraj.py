@@ -61,7 +61,7 @@ class LoomDiTraj(io.ComfyNode):
             ],
             outputs=[
                 common.model_output(),
-                io.Conditioning.Output(display_name="positive", tooltip="The positive prompt for the sampler. For models that keep text and video in one attention (HunyuanVideo) it begins with the texts of the regions."),
+                io.Conditioning.Output(display_name="positive", tooltip="The positive prompt for the sampler. For models that keep text and video in one attention (HunyuanVideo, CogVideoX) it begins with the texts of the regions."),
             ],
         )  # fmt: skip
 

@@ -37,7 +37,7 @@ class LoomEntropyScale(io.ComfyNode):
                 io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.01,
                                tooltip="How strongly attention follows the size. 1 is the paper's rule, 2 the one of long-text models; 0 turns the node off: the result is then exactly that of the graph without it. (exponent p/2)"),
                 io.Int.Input("train_width", default=0, min=0, max=8192, optional=True,
-                             tooltip="Width in pixels the model was trained at. 0 takes it from a table (SD 1.5 and 2: 512 or 768, SDXL, SD3, FLUX, Lumina 2, Z-Image, HiDream-I1, OmniGen2, AuraFlow: 1024, Qwen-Image: 1328, Wan: 832 x 480 or 1280 x 720)."),
+                             tooltip="Width in pixels the model was trained at. 0 takes it from a table (SD 1.5 and 2: 512 or 768, SDXL, SVD: 1024 x 576, SD3, FLUX.1, LongCat-Image, Lumina 2, Z-Image, HiDream-I1, OmniGen2, AuraFlow: 1024, Qwen-Image: 1328, Wan 2.1 and 2.2 of 1.3B and 14B: 832 x 480 or 1280 x 720)."),
                 io.Int.Input("train_height", default=0, min=0, max=8192, optional=True,
                              tooltip="Height in pixels the model was trained at. 0 takes it from the table; set both or neither."),
                 io.Int.Input("train_frames", default=0, min=0, max=4096, optional=True,

@@ -60,7 +60,7 @@ class LoomUltraViCo(io.ComfyNode):
                                tooltip="How much attention to far frames keeps. 0.9 suits large models; lower is sharper and moves more but forgets more. 1 = no decay. (paper: alpha)"),
                 common.strength_input("How much of the decay is used; it moves alpha and beta towards 1."),
                 io.Int.Input("train_frames", default=0, min=0, max=512, optional=True,
-                             tooltip="Native length of the model in latent frames, which is (pixel frames - 1) / 4 + 1 for Wan and HunyuanVideo: 81 -> 21, 129 -> 33; CogVideoX 1.5 counts pairs of them. 0 takes the preset's. (paper: L)"),
+                             tooltip="Native length of the model in latent frames, which is (pixel frames - 1) / 4 + 1 for Wan and HunyuanVideo: 81 -> 21, 129 -> 33; / 8 for LTX and Cosmos 1, / 6 for Mochi; CogVideoX 1.5 counts pairs of them. 0 takes the preset's. (paper: L)"),
                 *common.window_inputs(),
                 *common.advanced(
                 io.Combo.Input("repetition", options=REPETITION, default="from preset", optional=True,

@@ -19,7 +19,7 @@ from attention_loom.core.inspect.study import Collection
 from attention_loom.core.methods.inspector import Inspector
 from attention_loom.core.schedule import BlockSelection
 from tiny_models import sample as run
-from tiny_models import tiny
+from tiny_models import here, tiny
 
 PROMPT = "a photo of cat and red dog"
 PHRASES = ["cat", "red dog"]
@@ -141,6 +141,7 @@ def test_masks_that_make_no_sense_are_refused():
 # --- whole looks -----------------------------------------------------------------------------------------------------
 
 SIZES = {"sd15": (1, 4, 8, 12), "sdxl": (1, 4, 8, 12), "sd3": None, "flux": None, "qwen_image": None, "lumina2": None, "z_image": None}
+SIZES |= dict.fromkeys(here("aura_flow", "omnigen2", "boogu", "krea2", "ideogram4", "mage_flow", "joyimage"))
 
 
 @pytest.fixture
@@ -167,13 +168,13 @@ def test_a_look_reads_probabilities(name, host):
     model, latent = shown(name)
     layers, tokens = layers_read(model, latent), model.positive[0][0].shape[1]
     seen = look(model.patcher, model.positive, latent, layers, tuple((t,) for t in range(tokens)), 150, seed=0)
-    assert seen.places.grid == ((latent.shape[-2] // 2, latent.shape[-1] // 2) if layers.joint else seen.places.grid)
+    assert seen.places.grid == (model.facts.grid[1:] if layers.joint else seen.places.grid)
     total = seen.words.sum(0)
     assert (seen.words > 0).all()
     if layers.joint:
         ones = seen.places.spread(torch.ones(1, total.numel()))[0].view(total.shape)
         assert (total < 1).all() and (ones < 1).all(), "text and picture share one softmax"
-        if name != "z_image":  # pads text and picture with tokens of its own
+        if name not in ("z_image", "aura_flow"):  # these have tokens of their own beside text and picture
             assert (total + ones - 1).abs().max() < 1e-5
     else:
         assert (total - 1).abs().max() < 1e-5

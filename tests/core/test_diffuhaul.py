@@ -217,6 +217,9 @@ def test_a_control_hint_acts_on_the_source_alone(host, monkeypatch):
         def kept(self, key, make):
             return make()
 
+        def roles_in(self, conds):
+            return frozenset({0})
+
     looked, ran = [], []
     monkeypatch.setattr(source_call, "_look", lambda owner, notes, model, conds, *rest: looked.append(conds))
     for control in (False, True):

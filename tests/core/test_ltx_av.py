@@ -156,3 +156,13 @@ def test_ultravico_reaches_the_video_and_only_its_self_attention(patcher):
     assert not torch.equal(video, run(patcher)[0])
     changed = [e for e in record.entries if e.planned]
     assert changed and {e.kind for e in changed} == {"self"}
+
+
+def test_head_guidance_reaches_the_video(patcher):
+    from softpag_runs import softpag
+
+    video, _ = run(patcher)
+    patched = attach(patcher, softpag("-1"))
+    guided, sound = run(patched)
+    assert torch.isfinite(guided).all() and torch.isfinite(sound).all() and not torch.equal(guided, video)
+    assert understood(record_of(patched).last)
