@@ -18,8 +18,8 @@ from attention_loom.core.families import family_of
 from attention_loom.core.inspect.study import Collection
 from attention_loom.core.methods.inspector import Inspector
 from attention_loom.core.schedule import BlockSelection
-from tiny_models import sample as run
 from tiny_models import here, tiny
+from tiny_models import sample as run
 
 PROMPT = "a photo of cat and red dog"
 PHRASES = ["cat", "red dog"]
