@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..attach import METHODS, RECORD, methods_of
 
-SESSION = ("uuid", "patches_uuid")
-"""Names of what is drawn anew in every session."""
+FRESH = ("uuid", "patches_uuid")
+"""Names of what is drawn anew at every start."""
 DEEPEST = 5
 
 
@@ -44,7 +44,7 @@ def digest(thing: Any, update: Callable[[bytes], None]) -> None:
         update(thing.detach().float().cpu().contiguous().numpy().tobytes())
     elif isinstance(thing, dict):
         for name in sorted(thing, key=str):
-            if name not in SESSION:
+            if name not in FRESH:
                 update(f"{name}=".encode())
                 digest(thing[name], update)
     elif isinstance(thing, (list, tuple)):
@@ -69,10 +69,10 @@ def sample(thing: Any, update: Callable[[bytes], None], depth: int = DEEPEST, va
         _few(thing, update, values)
     elif thing is None or isinstance(thing, (str, int, float, bool)):
         digest(thing, update)
-    elif depth == 0 or hasattr(thing, "model_options"):  # a whole patched model is too much, and it knows its session
+    elif depth == 0 or hasattr(thing, "model_options"):  # a whole patched model is too much, and holds what is drawn anew
         update(type(thing).__qualname__.encode())
     elif isinstance(thing, dict):
-        for name in sorted((n for n in thing if n not in SESSION), key=str):
+        for name in sorted((n for n in thing if n not in FRESH), key=str):
             update(f"{name}=".encode())
             within(thing[name])
     elif isinstance(thing, (list, tuple)):
