@@ -13,7 +13,7 @@ from typing import Any
 from ..call import Block
 from ..columns import with_words
 from ..errors import LoomError
-from ..families import with_words as known_words
+from ..families import known_words
 from ..families.base import Family
 from ..families.unet import is_video
 from ..schedule import BlockSelection

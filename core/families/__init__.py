@@ -73,7 +73,7 @@ def families() -> tuple[Family, ...]:
     )
 
 
-def with_words() -> str:
+def known_words() -> str:
     """Names of the families whose joint attention tells where words act, for messages."""
     return ", ".join(f.name for f in families() if f.word_stacks)
 

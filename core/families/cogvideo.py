@@ -6,14 +6,13 @@ add no tokens. 1.5 packs two latent frames into one token. Only the video is rot
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 from ..call import Span
 from .base import Family, Laid, RopeAxis, RopePlane, grid_span, laid, length, tokens
-from .rotary import first_axis, last_axes
+from .rotary import Axes, first_axis, last_axes
 
 
 class CogVideoX(Family):
@@ -47,7 +46,6 @@ class CogVideoX(Family):
         return last_axes(_axes(model), stretch, stretch)
 
 
-def _axes(model: Any) -> Any:
-    """How a head is divided among time, height and width: the host has no embedder that tells."""
+def _axes(model: Any) -> Axes:
     eighth = model.attention_head_dim // 8
-    return SimpleNamespace(axes_dim=(model.attention_head_dim // 4, 3 * eighth, 3 * eighth), theta=10000.0)
+    return Axes((model.attention_head_dim // 4, 3 * eighth, 3 * eighth), 10000.0)

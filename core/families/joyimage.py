@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 from ..call import Span
 from .base import Family, Laid, RopePlane, grid_span, laid, latent_tokens, length, tokens
-from .rotary import last_axes
+from .rotary import Axes, last_axes
 
 
 class JoyImage(Family):
@@ -32,4 +31,4 @@ class JoyImage(Family):
 
     def plane(self, model: Any, options: dict[str, Any]) -> RopePlane | None:
         """The host rotates by a table of its own making, of the usual axes."""
-        return last_axes(SimpleNamespace(axes_dim=model.rope_dim_list, theta=model.theta))
+        return last_axes(Axes(model.rope_dim_list, model.theta))

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .base import RopeAxis, RopePlane
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How a head is divided among time, height and width, for models that make their tables without an embedder that tells."""
+
+    axes_dim: Sequence[int]
+    theta: float
 
 
 def first_axis(embedder: Any) -> RopeAxis | None:

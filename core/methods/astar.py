@@ -24,7 +24,7 @@ from torch import Tensor
 from ..call import Block
 from ..columns import Columns, with_words
 from ..errors import LoomError
-from ..families import with_words as known_words
+from ..families import known_words
 from .guided import LatentMethod, Moment
 
 if TYPE_CHECKING:

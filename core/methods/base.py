@@ -39,9 +39,9 @@ class Method(ABC):
     """Whether the number of tokens is all it asks for: it then acts where another pack has merged or tiled them, too."""
 
     @property
-    def rests_in_extra_passes(self) -> bool:
-        """Whether it acts in the main pass and not in the extra pass of a guidance method."""
-        return False
+    def rests_in_extra_passes(self) -> str:
+        """By which setting it acts in the main pass and not in the extra pass of a guidance method; "" where it acts in both."""
+        return ""
 
     window: Window = field(default_factory=Window, kw_only=True)
     blocks: BlockSelection = field(default_factory=BlockSelection, kw_only=True)

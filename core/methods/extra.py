@@ -46,11 +46,12 @@ class GuidanceMethod(Method):
 
     def check_company(self, methods: tuple[Method, ...], warn: Any) -> None:
         """What a method does in the main pass alone must not be taken over."""
-        resting = [m.owner for m in methods if m.rests_in_extra_passes]
-        if self.reuse and resting:
-            raise LoomError(
-                f"reuse_prefix takes blocks over from the main pass, and {resting[0]} in mode contrast acts there alone; switch reuse_prefix off, or choose another mode."
-            )
+        for method in methods if self.reuse else ():
+            if method.rests_in_extra_passes:
+                raise LoomError(
+                    f"reuse_prefix takes blocks over from the main pass, and {method.owner} acts there alone with {method.rests_in_extra_passes}; "
+                    "switch reuse_prefix off, or choose another setting there."
+                )
 
     def numbered(self, number: int) -> GuidanceMethod:
         """The same method with a pass of its own."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..call import Block
 from ..columns import Columns, with_words
 from ..errors import LoomError
-from ..families import with_words as known_words
+from ..families import known_words
 from ..subject_mask import MaskRule, coloured_sums, exact_score, fast_score
 from .guided import LatentMethod
 

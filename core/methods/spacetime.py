@@ -91,9 +91,9 @@ class SpaceTime(Method):  # two of them are never equal: they hold tensors
                 raise LoomError(f"the descriptions were encoded to a width of {local.context.shape[-1]} and the model reads {width}; connect the CLIP that belongs to this model.")
 
     @property
-    def rests_in_extra_passes(self) -> bool:
+    def rests_in_extra_passes(self) -> str:
         """Contrast needs the negative prompt, which an extra pass does not have."""
-        return self.mode == "contrast"
+        return "mode contrast" if self.mode == "contrast" else ""
 
     def wants(self, call: AttentionCall) -> bool:
         """Cross-attention to the prompt."""

@@ -30,7 +30,7 @@ def sound_too(patcher, model, steps=2):
     """(video, sound) of a model that makes both."""
     import comfy.sample
 
-    latent = tiny_models._with_sound(model.latent, model.facts.sound)
+    latent = tiny_models.with_sound(model.latent, model.facts.sound)
     noise = comfy.sample.prepare_noise(latent, tiny_models.SEED)
     return comfy.sample.sample(patcher, noise, steps, 3.0, "euler", "simple", model.positive, model.negative, latent, disable_pbar=True, seed=1).unbind()
 

@@ -100,7 +100,7 @@ class TestPasses:
         model = tiny_models.tiny("wan")
         contrast = SpaceTime(locals=regions("wan", LEFT, RIGHT), mode="contrast", weight=1.0)
         patched = attach(attach(model.patcher, contrast), replace(softpag("-1"), reuse=True))
-        with pytest.raises(LoomError, match="in mode contrast acts there alone; switch reuse_prefix off"):
+        with pytest.raises(LoomError, match="acts there alone with mode contrast; switch reuse_prefix off"):
             tiny_models.sample(patched, model)
         tiny_models.sample(attach(attach(model.patcher, replace(contrast, mode="affine")), replace(softpag("-1"), reuse=True)), model, steps=1)
         assert record_of(patched) is not None

@@ -69,7 +69,7 @@ def sample(patcher: Any, model: Tiny, steps: int = 2, cfg: float = 3.0, sampler:
     """The sampled latent (of two, the picture's), through ``comfy.sample.sample``: seeded noise, positive and negative conditioning."""
     import comfy.sample
 
-    latent = model.latent if model.facts.sound is None else _with_sound(model.latent, model.facts.sound)
+    latent = model.latent if model.facts.sound is None else with_sound(model.latent, model.facts.sound)
     noise = comfy.sample.prepare_noise(latent, SEED)
     if model.facts.sigma is not None:
         more = {"sigmas": torch.linspace(model.facts.sigma, 0.0, steps + 1)} | more
@@ -77,7 +77,7 @@ def sample(patcher: Any, model: Tiny, steps: int = 2, cfg: float = 3.0, sampler:
     return out if model.facts.sound is None else out.unbind()[0]
 
 
-def _with_sound(picture: Tensor, shape: tuple[int, ...]) -> Any:
+def with_sound(picture: Tensor, shape: tuple[int, ...]) -> Any:
     import comfy.nested_tensor
 
     return comfy.nested_tensor.NestedTensor([picture, torch.zeros(shape)])

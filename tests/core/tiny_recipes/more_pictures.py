@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .base import Facts, Recipe, mask, pooled, randn, twice
+from .pictures import flux_calls
 
 _I = "image1x2x3"
 _LLAMA = 7
@@ -74,11 +75,6 @@ _LONGCAT = dict(
 )  # fmt: skip
 
 
-def _flux_calls(n: int, behind: str = "") -> list[str]:
-    joint = f"joint: text{n} {_I} {behind}".strip()
-    return [f"double 0 {joint}", *twice(joint, kind="single")]
-
-
 RECIPES: dict[str, Recipe] = {
     "hidream": Recipe("HiDream", _HIDREAM, (1, 16, 4, 6), 48, Facts("HiDream-I1", 2, (1, 2, 3), _hidream_calls, still=True), extra=_llama),
     "hidream_odd_size": Recipe("HiDream", _HIDREAM, (1, 16, 3, 5), 48, Facts("HiDream-I1", 2, (1, 2, 3), _hidream_calls, still=True), extra=_llama),
@@ -93,10 +89,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "aura_flow": Recipe("AuraFlow", _AURA, (1, 4, 4, 6), 2048, Facts("AuraFlow", 2, (1, 2, 3), _aura_calls, still=True)),
     "aura_flow_odd_size": Recipe("AuraFlow", _AURA, (1, 4, 3, 5), 2048, Facts("AuraFlow", 2, (1, 2, 3), _aura_calls, still=True)),
-    "chroma_radiance": Recipe("ChromaRadiance", _RADIANCE, (1, 3, 32, 40), 48, Facts("FLUX", 2, (1, 2, 3), _flux_calls, still=True), extra=pooled(32)),
-    "longcat_image": Recipe("LongCatImage", _LONGCAT, (1, 16, 4, 6), 3584, Facts("FLUX", 2, (1, 2, 3), _flux_calls, still=True), loader=True),
+    "chroma_radiance": Recipe("ChromaRadiance", _RADIANCE, (1, 3, 32, 40), 48, Facts("FLUX", 2, (1, 2, 3), flux_calls(), still=True), extra=pooled(32)),
+    "longcat_image": Recipe("LongCatImage", _LONGCAT, (1, 16, 4, 6), 3584, Facts("FLUX", 2, (1, 2, 3), flux_calls(), still=True), loader=True),
     "longcat_image_edit": Recipe(
-        "LongCatImage", _LONGCAT, (1, 16, 3, 5), 3584, Facts("FLUX", 2, (1, 2, 3), lambda n: _flux_calls(n, _REF), still=True), loader=True,
+        "LongCatImage", _LONGCAT, (1, 16, 3, 5), 3584, Facts("FLUX", 2, (1, 2, 3), flux_calls(behind=_REF), still=True), loader=True,
         extra=lambda g, n: {"reference_latents": [randn(g, 1, 16, 4, 4), randn(g, 1, 16, 3, 6)]},
     ),
 }  # fmt: skip

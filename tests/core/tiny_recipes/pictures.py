@@ -12,7 +12,7 @@ _FLUX = dict(
 )  # fmt: skip
 
 
-def _flux_calls(grid: str = "image1x2x3", behind: str = "", front: str = "") -> Callable[[int], list[str]]:
+def flux_calls(grid: str = "image1x2x3", behind: str = "", front: str = "") -> Callable[[int], list[str]]:
     def calls(n: int) -> list[str]:
         joint = " ".join(f"{front} text{n} {grid} {behind}".split())
         return [f"double 0 joint: {joint}", *twice(f"joint: {joint}", kind="single")]
@@ -36,23 +36,23 @@ def _z_image_calls(n: int) -> list[str]:
 
 
 RECIPES: dict[str, Recipe] = {
-    "flux": Recipe("Flux", _FLUX, (1, 16, 4, 6), 48, Facts("FLUX", 2, (1, 2, 3), _flux_calls(), still=True), extra=pooled(32)),
-    "flux_odd_size": Recipe("Flux", _FLUX, (1, 16, 3, 5), 48, Facts("FLUX", 2, (1, 2, 3), _flux_calls(), still=True), extra=pooled(32)),
+    "flux": Recipe("Flux", _FLUX, (1, 16, 4, 6), 48, Facts("FLUX", 2, (1, 2, 3), flux_calls(), still=True), extra=pooled(32)),
+    "flux_odd_size": Recipe("Flux", _FLUX, (1, 16, 3, 5), 48, Facts("FLUX", 2, (1, 2, 3), flux_calls(), still=True), extra=pooled(32)),
     "flux_references": Recipe(
-        "Flux", _FLUX, (1, 16, 4, 6), 48, Facts("FLUX", 2, (1, 2, 3), _flux_calls(behind="reference10"), still=True),
+        "Flux", _FLUX, (1, 16, 4, 6), 48, Facts("FLUX", 2, (1, 2, 3), flux_calls(behind="reference10"), still=True),
         extra=lambda g, n: pooled(32)(g, n) | {"reference_latents": [randn(g, 1, 16, 4, 4), randn(g, 1, 16, 3, 6)]},
     ),
     "flux2": Recipe(
         "Flux2",
         _FLUX | dict(image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, axes_dim=[8, 8, 8, 8], theta=2000, patch_size=1, qkv_bias=False,
                      global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0),
-        (1, 128, 2, 3), 48, Facts("FLUX", 2, (1, 2, 3), lambda n: _flux_calls()(512), still=True), extra=pooled(32),
+        (1, 128, 2, 3), 48, Facts("FLUX", 2, (1, 2, 3), lambda n: flux_calls()(512), still=True), extra=pooled(32),
     ),
     "chroma": Recipe(
         "Chroma",
         dict(image_model="chroma", in_channels=64, out_channels=64, context_in_dim=48, hidden_size=64, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=2,
              axes_dim=[4, 14, 14], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=64, hidden_dim=64, n_layers=1),
-        (1, 16, 4, 6), 48, Facts("FLUX", 2, (1, 2, 3), _flux_calls(), still=True),
+        (1, 16, 4, 6), 48, Facts("FLUX", 2, (1, 2, 3), flux_calls(), still=True),
         # the host hands references to Chroma, which drops them
         extra=lambda g, n: pooled(32)(g, n) | {"reference_latents": [randn(g, 1, 16, 4, 4)]},
     ),
