@@ -32,6 +32,20 @@ def test_calls_tell_their_frames_and_a_sigma_inside_the_window():
     assert min(min(o["context_window"].index_list) for o in calls.options) == 0
 
 
+@pytest.mark.parametrize("name", ["wan", "svd"])
+def test_percent_windows_read_the_median_level_of_a_window(name):
+    """Also where frames are batch rows, each with a level of its own, as in Stable Video Diffusion."""
+    from attention_loom.core.attach import attach
+    from observing import Observer
+
+    model, observer = tiny(name), Observer()
+    make(model, 2, patcher=attach(model.patcher, observer), cfg=1.0, latent=clip_of(model))
+    levels = [0.0, *schedule(model.patcher, 6).flip(0)[1:].tolist()]
+    medians = {round(sorted(levels[s : s + 3])[1], 4) for s in range(len(levels) - 2)} | {round(levels[0], 4), round(levels[1], 4)}
+    assert {round(call.sigma, 4) for call in observer.seen} <= medians
+    assert max(call.sigma for call in observer.seen) < levels[-1]
+
+
 def test_methods_act_in_every_window():
     """UltraViCo on a queue: its decay reaches each call, with percent windows read at the window's own level."""
     from attention_loom.core.attach import attach, record_of
